@@ -1,0 +1,57 @@
+"""The four operations every method is written in: embed, encode, run, logits."""
+
+# B = rows, Q = new positions, K = positions in cache plus Q, D = model width, V = vocabulary.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+from transformers import Cache
+
+from omni_model.batch import MediaBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """What the towers made of a batch's clips, in the language model's embedding space."""
+
+    visual_ND: torch.Tensor
+    """All visual tokens, clip after clip."""
+    audio_ND: torch.Tensor
+    """All audio tokens of the clips with sound, clip after clip."""
+
+
+class Backbone(Protocol):
+    """A language model with towers. Adapters wrap a stock model and never patch it."""
+
+    width: int
+
+    def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Token ids (...) to input vectors (..., D)."""
+        ...
+
+    def encode(self, media: MediaBatch) -> Encoded:
+        """Clips to input vectors, with gradient where the towers are trainable."""
+        ...
+
+    def run(
+        self,
+        inputs_BQD: torch.Tensor,
+        *,
+        position_ids_3BQ: torch.Tensor,
+        mask_BQK: torch.Tensor,
+        cache: Cache | None = None,
+    ) -> torch.Tensor:
+        """Input vectors to last hidden states (B, Q, D) after the final norm; extends the cache in place."""
+        ...
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states (..., D) to logits (..., V)."""
+        ...
+
+    def modules_by_group(self) -> dict[str, nn.Module]:
+        """The parts that can be frozen by name: vision, audio, llm."""
+        ...

@@ -1,0 +1,40 @@
+"""Token and tower vectors of a batch, each in its place."""
+
+# B = rows, L = positions, D = model width.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from omni_model.backbone import Backbone, Encoded
+from omni_model.batch import Batch
+from omni_model.sequence import Kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """Input vectors of a batch; latent slots still hold their placeholder's embedding."""
+
+    inputs_BLD: torch.Tensor
+    encoded: Encoded
+
+
+def embed_batch(backbone: Backbone, batch: Batch) -> Embedded:
+    """Embed tokens and put the clips' features where their tokens stand.
+
+    Raises `ValueError` where the towers made another number of features than the sequence has places for.
+    """
+    encoded = backbone.encode(batch.media)
+    inputs = backbone.embed(batch.input_ids_BL)
+    for kind, features in ((Kind.VISUAL, encoded.visual_ND), (Kind.AUDIO, encoded.audio_ND)):
+        place_BL = batch.kinds_BL == kind
+        if int(place_BL.sum()) != len(features):
+            raise ValueError(
+                f"the {kind.name.lower()} tower made {len(features)} features for {int(place_BL.sum())} places; "
+                "the plan and the media of this batch do not belong together"
+            )
+        rows = batch.source_BL[place_BL]
+        inputs = inputs.masked_scatter(place_BL[..., None], features[rows].to(inputs.dtype))
+    return Embedded(inputs_BLD=inputs, encoded=encoded)

@@ -1,0 +1,43 @@
+"""From a hidden state to the next input vector: what a latent slot is fed."""
+
+# B = rows, D = model width.
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+FeedbackKind = Literal["raw", "linear"]
+
+
+class Feedback(nn.Module):
+    """The hidden state as it is (`raw`, LatentOmni Eq. 2) or through one linear layer that starts as the identity.
+
+    `norm_match` scales each vector to the root mean square of the row's own clip features, because hidden states after
+    the final norm are far larger than anything the model is used to read.
+    """
+
+    def __init__(self, width: int, *, kind: FeedbackKind = "raw", norm_match: bool = False) -> None:
+        super().__init__()
+        self.norm_match = norm_match
+        self.linear = nn.Linear(width, width) if kind == "linear" else None
+        if self.linear is not None:
+            nn.init.eye_(self.linear.weight)
+            nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden_BD: torch.Tensor, scale_B: torch.Tensor) -> torch.Tensor:
+        """`scale_B` is the root mean square to match, per row."""
+        fed = hidden_BD if self.linear is None else self.linear(hidden_BD)
+        if not self.norm_match:
+            return fed
+        rms = fed.float().square().mean(-1, keepdim=True).sqrt().clamp(min=1e-6)
+        return (fed / rms * scale_B[:, None]).to(fed.dtype)
+
+
+def media_scale(inputs_BLD: torch.Tensor, media_BL: torch.Tensor) -> torch.Tensor:
+    """Root mean square of each row's clip features: (B,). Per row, so that batching changes nothing."""
+    square_BL = inputs_BLD.detach().float().square().mean(-1)
+    count = media_BL.sum(1).clamp(min=1)
+    return ((square_BL * media_BL).sum(1) / count).sqrt()

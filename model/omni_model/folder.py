@@ -1,0 +1,158 @@
+"""A model on disk: a Hugging Face folder, and beside the weights what the method adds.
+
+    config.json, model*.safetensors, tokenizer*   what stock `from_pretrained` loads
+    method.json                                    the method, its options and how clips are prepared
+    method.safetensors                             the method's own weights (feedback, sync heads)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Qwen2_5OmniThinkerForConditionalGeneration,
+)
+
+from omni_model.heads import Heads
+from omni_model.methods import make_method
+from omni_model.methods.base import Method
+from omni_model.qwen_omni import QwenOmniBackbone
+from omni_model.vocabulary import LATENT_TOKENS, Vocabulary, read_vocabulary
+
+TINY_BASE = Path(__file__).parent / "tiny_base"
+"""The toy base that ships with the package; `model_name_or_path: tiny` means this folder."""
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """How clips are made ready; training, evaluation and serving must agree on it."""
+
+    fps: float = 2.0
+    """Frames sampled a second."""
+    fps_max_frames: int = 256
+    """At most so many frames; longer clips are sampled more thinly, with their true rate told to the model."""
+    video_min_pixels: int = 56 * 56
+    video_max_pixels: int = 56 * 56
+    """Area of a prepared frame."""
+    use_audio_in_video: bool = True
+    system_prompt: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model ready to train or answer."""
+
+    backbone: QwenOmniBackbone
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: Vocabulary
+
+
+def load_backbone(model_name_or_path: str, *, dtype: torch.dtype = torch.float32) -> Loaded:
+    """Load a Thinker by folder or hub name: Thinker-only, or the full Omni class (its talker is left out).
+
+    `tiny` is the toy base that ships with the package. Raises `ValueError` naming the folder where nothing can be
+    loaded from it.
+    """
+    name = str(TINY_BASE) if model_name_or_path == "tiny" else model_name_or_path
+    if name.startswith((".", "/")) and not (Path(name) / "config.json").is_file():
+        raise ValueError(f"no config.json in {name}: give model_name_or_path a Hugging Face folder, a hub name or tiny")
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    thinker, info = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(
+        name, dtype=dtype, output_loading_info=True
+    )
+    if info["missing_keys"]:
+        raise ValueError(f"{name} lacks weights of the Thinker: {sorted(info['missing_keys'])[:5]} …")
+    known = set(tokenizer.get_vocab())
+    vocabulary = read_vocabulary(tokenizer)
+    if new := [t for t in LATENT_TOKENS if t not in known]:
+        init_new_rows(thinker, tokenizer.convert_tokens_to_ids(new))
+    return Loaded(backbone=QwenOmniBackbone(thinker), tokenizer=tokenizer, vocabulary=vocabulary)
+
+
+def init_new_rows(thinker: Qwen2_5OmniThinkerForConditionalGeneration, ids: list[int]) -> None:
+    """Give new tokens the mean of the rows in use, on the input and the output side.
+
+    The real embedding has unused rows at its end, so usually nothing is resized; untrained rows would start as noise.
+    """
+    rows = thinker.get_input_embeddings().weight.shape[0]
+    if max(ids) >= rows:
+        thinker.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
+    with torch.no_grad():
+        for table in (thinker.get_input_embeddings().weight, thinker.lm_head.weight):
+            table[ids] = table[: min(ids)].float().mean(0).to(table.dtype)
+
+
+def save_folder(
+    folder: Path,
+    *,
+    backbone: QwenOmniBackbone,
+    tokenizer: PreTrainedTokenizerBase,
+    method: Method,
+    heads: Heads,
+    preparation: Preparation,
+    state: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Write a folder that stock `from_pretrained` loads, with the method beside the weights.
+
+    `state` replaces the backbone's own weights, for callers who gathered them from shards.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    backbone.thinker.save_pretrained(folder, state_dict=dict(state) if state is not None else None)
+    tokenizer.save_pretrained(folder)
+    weights = {name: value.contiguous() for name, value in heads.state_dict().items()}
+    if weights:
+        save_file(weights, folder / "method.safetensors")
+    description = {
+        "format": _FORMAT,
+        "method": method.name,
+        "options": asdict(method),  # type: ignore[call-overload]
+        "preparation": asdict(preparation),
+    }
+    (folder / "method.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """An exported folder, loaded."""
+
+    loaded: Loaded
+    method: Method
+    heads: Heads
+    preparation: Preparation
+
+
+def load_folder(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Exported:
+    """Load what `save_folder` wrote. Raises `ValueError` for a folder without a method.json."""
+    path = TINY_BASE if str(folder) == "tiny" else Path(folder)
+    description = _read_description(path)
+    loaded = load_backbone(str(path), dtype=dtype)
+    method = make_method(description["method"], description["options"])
+    heads = method.build_heads(loaded.backbone.width)
+    assert isinstance(heads, Heads)
+    if (path / "method.safetensors").is_file():
+        heads.load_state_dict(load_file(path / "method.safetensors"))
+    return Exported(
+        loaded=loaded,
+        method=method,
+        heads=heads.to(dtype),
+        preparation=Preparation(**description["preparation"]),
+    )
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    file = path / "method.json"
+    if not file.is_file():
+        raise ValueError(f"{path} has no method.json: it is not an exported model. Export one with jobs/export.py")
+    description = json.loads(file.read_text())
+    if description.get("format") != _FORMAT:
+        raise ValueError(f"{file} has format {description.get('format')}; this version reads format {_FORMAT}")
+    return description

@@ -1,0 +1,255 @@
+"""The one decode loop, for every method, batched: words, then a latent phase when the model asks for one, then words.
+
+Greedy. A row may be in slot 3 of a phase while its neighbour writes words and a third has finished.
+"""
+
+# B = rows, D = model width, V = vocabulary, L = prompt length.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from omni_model.backbone import Backbone
+from omni_model.batch import collate
+from omni_model.embedding import embed_batch
+from omni_model.feedback import media_scale
+from omni_model.heads import Heads
+from omni_model.masks import Seen, look_at
+from omni_model.methods.base import Method
+from omni_model.positions import place_latents
+from omni_model.sequence import Kind, Plan
+from omni_model.stream import Stream
+from omni_model.vocabulary import Vocabulary
+
+EventType = Literal["token", "latent", "forced"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One generated position. Forced tokens have no log-probability: nobody chose them."""
+
+    type: EventType
+    position_ids: tuple[int, int, int]
+    token: int | None = None
+    vector: torch.Tensor | None = None
+    """float (D,): what the slot was fed; recorded, so that scoring never has to make it again."""
+    logp: float | None = None
+    phase: int = -1
+    """Of latents, their trigger and their stop: which phase, from 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """What one row generated."""
+
+    events: tuple[Event, ...]
+    finish_reason: Literal["stop", "length"]
+
+    @property
+    def tokens(self) -> list[int]:
+        """Words and triggers the model chose, without the end of turn."""
+        return [e.token for e in self.events if e.type == "token" and e.token is not None]
+
+    def latents(self, phase: int) -> torch.Tensor:
+        """float (K, D): the vectors of one phase."""
+        return torch.stack([e.vector for e in self.events if e.type == "latent" and e.phase == phase])  # type: ignore[misc]
+
+
+LatentOverride = Callable[[int, int, torch.Tensor], torch.Tensor]
+"""(phase, slot, own vectors (B, D)) to the vectors that are fed instead; for probes. Rows not in a latent step are ignored."""
+
+
+@dataclass
+class _Row:
+    """Where one row stands."""
+
+    order: int
+    """Sequence index of the next position."""
+    next_id: int
+    """Position id with which the next word begins."""
+    phase: int = -1
+    slot: int = -1
+    """Of the phase under way: the next slot to feed; -1 outside a phase."""
+    slot_ids: torch.Tensor | None = None
+    stop_id: int = 0
+    new_tokens: int = 0
+    after_trigger: bool = False
+    done: bool = False
+    finish: Literal["stop", "length"] = "length"
+    events: list[Event] = field(default_factory=list)
+
+
+@torch.inference_mode()
+def generate(
+    backbone: Backbone,
+    heads: Heads,
+    method: Method,
+    vocabulary: Vocabulary,
+    prompts: Sequence[Plan],
+    *,
+    max_new_tokens: int = 64,
+    max_phases: int = 4,
+    override: LatentOverride | None = None,
+    device: torch.device | str = "cpu",
+) -> list[Rollout]:
+    """Continue prompts greedily.
+
+    `max_new_tokens` counts chosen tokens (triggers included, slots and stops not). After `max_phases` phases the
+    trigger is banned. Batching changes nothing: a row's result is that of the row alone.
+    """
+    batch = collate(prompts).to(device)
+    stream = Stream(backbone, bottleneck=method.unroll.bottleneck, training=False)
+    inputs = embed_batch(backbone, batch).inputs_BLD
+    media = (batch.kinds_BL == Kind.VISUAL) | (batch.kinds_BL == Kind.AUDIO)
+    scale_B = media_scale(inputs, media)
+    hidden = stream.feed(inputs, batch.position_ids_3BL, look_at(batch.kinds_BL, batch.blocks_BL))
+    last_B = torch.tensor([len(p) - 1 for p in prompts], device=hidden.device)
+    state_BD = hidden[torch.arange(len(prompts), device=hidden.device), last_B]
+    rows = [_Row(order=len(p), next_id=p.next_position) for p in prompts]
+    decoder = _Decoder(backbone, heads, method, vocabulary, max_new_tokens, max_phases, override)
+    while True:
+        fed = decoder.choose(rows, state_BD, scale_B)
+        if all(row.done for row in rows):
+            break
+        state_BD = stream.feed(fed.inputs_BD[:, None], fed.position_ids_3B[:, :, None], fed.seen)[:, 0]
+    return [Rollout(events=tuple(row.events), finish_reason=row.finish) for row in rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fed:
+    inputs_BD: torch.Tensor
+    position_ids_3B: torch.Tensor
+    seen: Seen
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    """Chooses what each row is fed next: a slot's vector, a forced stop, or the likeliest word."""
+
+    backbone: Backbone
+    heads: Heads
+    method: Method
+    vocabulary: Vocabulary
+    max_new_tokens: int
+    max_phases: int
+    override: LatentOverride | None
+
+    def choose(self, rows: list[_Row], state_BD: torch.Tensor, scale_B: torch.Tensor) -> _Fed:
+        """Advance every row by one position."""
+        token_B, logp_B = self._likeliest(rows, state_BD)
+        own_BD = self.heads.feedback(state_BD, scale_B)
+        vectors_BD = self._overridden(rows, own_BD)
+        ids: list[int] = []
+        kinds: list[Kind] = []
+        positions: list[tuple[int, int, int]] = []
+        for i, row in enumerate(rows):
+            if not row.done and row.slot < 0 and row.new_tokens >= self.max_new_tokens:
+                row.done = True
+            if row.done:
+                step = (self.vocabulary.pad, Kind.PAD, (0, 0, 0))
+            elif 0 <= row.slot < self._num_slots:
+                step = self._feed_slot(row, vectors_BD[i])
+            elif row.slot == self._num_slots:
+                step = self._force_stop(row)
+            else:
+                step = self._take_token(row, int(token_B[i]), float(logp_B[i]))
+            ids.append(step[0])
+            kinds.append(step[1])
+            positions.append(step[2])
+        return self._feed(rows, ids, kinds, positions, vectors_BD)
+
+    @property
+    def _num_slots(self) -> int:
+        return self.method.num_visual + self.method.num_audio
+
+    def _likeliest(self, rows: list[_Row], state_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        v = self.vocabulary
+        logits = self.backbone.logits(state_BD).float()
+        # Placeholders and media tokens mean nothing when written; a trigger does while phases are left.
+        banned = [v.latent, v.stop, v.audio, v.video, v.image, v.audio_begin, v.audio_end]
+        logits[:, [*banned, v.vision_begin, v.vision_end, v.chat_begin]] = float("-inf")
+        spent = [self._num_slots == 0 or row.phase + 1 >= self.max_phases for row in rows]
+        logits[torch.tensor(spent, device=logits.device), v.trigger] = float("-inf")
+        logp, token = torch.log_softmax(logits, -1).max(-1)
+        return token, logp
+
+    def _overridden(self, rows: list[_Row], own_BD: torch.Tensor) -> torch.Tensor:
+        if self.override is None:
+            return own_BD
+        vectors_BD = own_BD.clone()
+        for phase, slot in {(r.phase, r.slot) for r in rows if 0 <= r.slot < self._num_slots and not r.done}:
+            there = [i for i, r in enumerate(rows) if (r.phase, r.slot) == (phase, slot)]
+            vectors_BD[there] = self.override(phase, slot, own_BD)[there].to(own_BD.dtype)
+        return vectors_BD
+
+    def _feed_slot(self, row: _Row, vector: torch.Tensor) -> tuple[int, Kind, tuple[int, int, int]]:
+        assert row.slot_ids is not None
+        position = _triple(row.slot_ids[:, row.slot])
+        row.events.append(Event(type="latent", position_ids=position, vector=vector.clone(), phase=row.phase))
+        kind = Kind.LATENT_VISUAL if row.slot < self.method.num_visual else Kind.LATENT_AUDIO
+        row.slot += 1
+        return self.vocabulary.latent, kind, position
+
+    def _force_stop(self, row: _Row) -> tuple[int, Kind, tuple[int, int, int]]:
+        position = (row.stop_id,) * 3
+        row.events.append(
+            Event(type="forced", position_ids=position, token=self.vocabulary.stop, phase=row.phase)
+        )
+        row.slot, row.next_id = -1, row.stop_id + 1
+        return self.vocabulary.stop, Kind.STOP, position
+
+    def _take_token(self, row: _Row, token: int, logp: float) -> tuple[int, Kind, tuple[int, int, int]]:
+        if token == self.vocabulary.chat_end:
+            row.done, row.finish = True, "stop"
+            return self.vocabulary.pad, Kind.PAD, (0, 0, 0)
+        position = (row.next_id,) * 3
+        row.new_tokens += 1
+        row.next_id += 1
+        opens = token == self.vocabulary.trigger
+        if opens:
+            self._open_phase(row)
+        phase = row.phase if opens else -1
+        row.events.append(Event(type="token", position_ids=position, token=token, logp=logp, phase=phase))
+        return token, Kind.TRIGGER if opens else Kind.TEXT, position
+
+    def _open_phase(self, row: _Row) -> None:
+        offsets, stop = self.method.slot_offsets()
+        row.phase, row.slot, row.after_trigger = row.phase + 1, 0, True
+        row.slot_ids, row.stop_id = place_latents(offsets, row.next_id), row.next_id + stop
+
+    def _feed(
+        self,
+        rows: list[_Row],
+        ids: list[int],
+        kinds: list[Kind],
+        positions: list[tuple[int, int, int]],
+        vectors_BD: torch.Tensor,
+    ) -> _Fed:
+        device = vectors_BD.device
+        kinds_B = torch.tensor([int(k) for k in kinds], device=device)
+        latent_B1 = ((kinds_B == Kind.LATENT_VISUAL) | (kinds_B == Kind.LATENT_AUDIO))[:, None]
+        words_BD = self.backbone.embed(torch.tensor(ids, device=device))
+        order = [-1 if kind == Kind.PAD else row.order for row, kind in zip(rows, kinds, strict=True)]
+        for row, index in zip(rows, order, strict=True):
+            row.order += index >= 0
+        return _Fed(
+            inputs_BD=torch.where(latent_B1, vectors_BD.to(words_BD.dtype), words_BD),
+            position_ids_3B=torch.tensor(positions, device=device).T.contiguous(),
+            seen=Seen(
+                index=torch.tensor(order, device=device)[:, None],
+                kinds=kinds_B[:, None],
+                after_trigger=torch.tensor([r.after_trigger for r in rows], device=device)[:, None],
+                blocks=torch.zeros(len(rows), 1, dtype=torch.long, device=device),
+            ),
+        )
+
+
+def _triple(ids: torch.Tensor) -> tuple[int, int, int]:
+    t, h, w = ids.tolist()
+    return t, h, w
+
+

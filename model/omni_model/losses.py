@@ -1,0 +1,95 @@
+"""The losses as pure functions, each with its reduction in its docstring and no weight of its own."""
+
+# B = rows, L = positions, P = phases, K = slots, D = width, V = vocabulary.
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from omni_model.sequence import IGNORE
+
+Reduction = Literal["mean", "sum"]
+
+
+def text_loss(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy, mean over the learned tokens of the batch (LatentOmni Eq. 6). Zero where there are none."""
+    if len(labels_N) == 0:
+        return logits_NV.sum() * 0.0
+    return F.cross_entropy(logits_NV.float(), labels_N)
+
+
+def learned_positions(labels_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """bool (B, L - 1) of positions whose next token is learned, and those tokens (N,)."""
+    following = labels_BL[:, 1:]
+    learned = following != IGNORE
+    return learned, following[learned]
+
+
+def regression_loss(
+    latents_BPKD: torch.Tensor,
+    anchors_BPKD: torch.Tensor,
+    present_BP: torch.Tensor,
+    *,
+    reduction: Reduction,
+    slots: slice = slice(None),
+) -> torch.Tensor:
+    """Squared distance of latents to anchors (LatentOmni Eq. 5), mean over present phases and their slots.
+
+    Over the width it is a `sum`, as the paper writes, or a `mean`, as its code computes: they differ by a factor D.
+    """
+    distance = (latents_BPKD.float() - anchors_BPKD.detach().float()).square()[:, :, slots]
+    over_width = distance.sum(-1) if reduction == "sum" else distance.mean(-1)
+    return _mean_over_phases(over_width, present_BP)
+
+
+def cosine_loss(
+    latents_BPKD: torch.Tensor, anchors_BPKD: torch.Tensor, present_BP: torch.Tensor
+) -> torch.Tensor:
+    """One minus cosine similarity of latents and anchors, mean over present phases and their slots."""
+    similarity = F.cosine_similarity(latents_BPKD.float(), anchors_BPKD.detach().float(), dim=-1)
+    return _mean_over_phases(1.0 - similarity, present_BP)
+
+
+def contrastive_loss(
+    latents_BPKD: torch.Tensor,
+    anchors_BPKD: torch.Tensor,
+    present_BP: torch.Tensor,
+    *,
+    temperature: float,
+) -> torch.Tensor:
+    """InfoNCE: each latent must be nearer to its own segment's anchor than to the other segments of the batch.
+
+    Slot by slot, on cosines of anchors with their batch mean removed; segments that are the same moment of the same
+    clip do not count as negatives. Mean over present phases and slots. An average of all anchors, which squared error
+    is content with, scores chance here.
+    """
+    latents, anchors = latents_BPKD[present_BP].float(), anchors_BPKD[present_BP].detach().float()
+    if len(latents) == 0:
+        return latents_BPKD.sum() * 0.0
+    centred = anchors - anchors.mean(0, keepdim=True)
+    scores_KNN = torch.einsum("nkd,mkd->knm", F.normalize(latents, dim=-1), F.normalize(centred, dim=-1))
+    same_NN = torch.cdist(anchors.flatten(1), anchors.flatten(1)) < 1e-4
+    same_NN.fill_diagonal_(False)
+    scores_KNN = (scores_KNN / temperature).masked_fill(same_NN, float("-inf"))
+    own = torch.arange(len(latents), device=latents.device).expand(len(scores_KNN), -1)
+    return F.cross_entropy(scores_KNN.flatten(0, 1), own.flatten())
+
+
+def sync_loss(visual_TD: torch.Tensor, audio_TD: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Symmetric InfoNCE between a segment's two modalities (LatentOmni Eq. 4), mean over its T moments.
+
+    Rows of one index belong together; the other moments of the segment are the negatives. `scale` is the inverse
+    temperature.
+    """
+    scores_TT = scale * F.normalize(visual_TD, dim=-1) @ F.normalize(audio_TD, dim=-1).T
+    own = torch.arange(len(scores_TT), device=scores_TT.device)
+    return (F.cross_entropy(scores_TT, own) + F.cross_entropy(scores_TT.T, own)) / 2
+
+
+def _mean_over_phases(per_slot_BPK: torch.Tensor, present_BP: torch.Tensor) -> torch.Tensor:
+    """Mean over the slots of the phases that exist; zero, with gradient, where none does."""
+    kept = per_slot_BPK[present_BP]
+    return kept.mean() if kept.numel() else per_slot_BPK.sum() * 0.0

@@ -1,0 +1,90 @@
+"""Who may see whom: one rule, used by training on whole sequences and by decoding on single positions."""
+
+# B = rows, Q = queries, K = keys.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from omni_model.sequence import Kind
+
+Bottleneck = Literal["none", "published", "answer", "strict"]
+"""How text after a look is kept from reading the clip directly.
+
+* `none`: it is not.
+* `published`: in training only, positions after the first trigger that are neither trigger nor latent do not see the
+  clip's tokens (LatentOmni's controlled attention flow).
+* `answer`: the same, at inference too, so that train and serve agree.
+* `strict`: in addition the question and the template do not read the clip, and text after a look does not see
+  triggers, so that nothing but latent slots can carry what was seen and heard.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What the rule needs to know about positions: each tensor has shape (B, n)."""
+
+    index: torch.Tensor
+    """Order in the sequence; -1 for padding."""
+    kinds: torch.Tensor
+    after_trigger: torch.Tensor
+    """Whether the position stands at or after the row's first trigger."""
+    blocks: torch.Tensor
+
+    def take(self, index_BN: torch.Tensor) -> Seen:
+        """The positions at `index_BN` (−1 for none) of every row."""
+        safe, none = index_BN.clamp(min=0), index_BN < 0
+        return Seen(
+            index=torch.where(none, -1, self.index.gather(1, safe)),
+            kinds=torch.where(none, int(Kind.PAD), self.kinds.gather(1, safe)),
+            after_trigger=self.after_trigger.gather(1, safe),
+            blocks=self.blocks.gather(1, safe),
+        )
+
+
+def look_at(kinds_BL: torch.Tensor, blocks_BL: torch.Tensor) -> Seen:
+    """Describe the positions of whole sequences."""
+    order = torch.arange(kinds_BL.shape[1], device=kinds_BL.device).expand_as(kinds_BL)
+    return Seen(
+        index=torch.where(kinds_BL == Kind.PAD, -1, order),
+        kinds=kinds_BL,
+        after_trigger=(kinds_BL == Kind.TRIGGER).cumsum(1) > 0,
+        blocks=blocks_BL,
+    )
+
+
+def allowed(query: Seen, key: Seen, *, bottleneck: Bottleneck, training: bool) -> torch.Tensor:
+    """bool (B, Q, K): may the query see the key? Order, not position ids, decides causality.
+
+    A padding query sees itself alone, because softmax over nothing is undefined.
+    """
+    q_index, k_index = query.index[:, :, None], key.index[:, None, :]
+    real = (q_index >= 0) & (k_index >= 0)
+    k_block = key.blocks[:, None, :]
+    same_block = (k_block == 0) | (k_block == query.blocks[:, :, None])
+    rule = real & (k_index <= q_index) & same_block
+    if bottleneck == "answer" or bottleneck == "strict" or (bottleneck == "published" and training):
+        rule &= ~_blocked(query, key, strict=bottleneck == "strict")
+    return rule
+
+
+def _blocked(query: Seen, key: Seen, *, strict: bool) -> torch.Tensor:
+    media_key = ((key.kinds == Kind.VISUAL) | (key.kinds == Kind.AUDIO))[:, None, :]
+    latent = (query.kinds == Kind.LATENT_VISUAL) | (query.kinds == Kind.LATENT_AUDIO)
+    looking = latent | (query.kinds == Kind.TRIGGER)
+    words_after = (query.after_trigger & ~looking)[:, :, None]
+    if not strict:
+        return words_after & media_key
+    media_query = (query.kinds == Kind.VISUAL) | (query.kinds == Kind.AUDIO)
+    words = ~(looking | media_query)[:, :, None]
+    trigger_key = (key.kinds == Kind.TRIGGER)[:, None, :]
+    return (words & media_key) | (words_after & trigger_key)
+
+
+def with_self(rule_BLL: torch.Tensor) -> torch.Tensor:
+    """Let padding rows see themselves, for square masks."""
+    length = rule_BLL.shape[-1]
+    return rule_BLL | torch.eye(length, dtype=torch.bool, device=rule_BLL.device)

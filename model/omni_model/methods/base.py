@@ -1,0 +1,58 @@
+"""What a method is: how a sample's answer is laid out, how its slots are unrolled, and which raw losses it has."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from omni_model.batch import Batch
+from omni_model.sequence import PlanBuilder
+from omni_model.unroll import UnrollConfig, Unrolled
+from omni_platform.schema import Sample
+
+
+class Method(Protocol):
+    """The seam between one method and the house. Instances are frozen dataclasses of options."""
+
+    name: str
+
+    @property
+    def num_visual(self) -> int:
+        """Visual slots of a phase; 0 for methods without latents."""
+        ...
+
+    @property
+    def num_audio(self) -> int:
+        """Audio slots of a phase."""
+        ...
+
+    @property
+    def unroll(self) -> UnrollConfig:
+        """How slots are computed in training, and who sees whom."""
+        ...
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of every raw loss that `losses` names; the text loss has weight 1."""
+        ...
+
+    def write(self, builder: PlanBuilder, sample: Sample) -> None:
+        """Lay out the assistant's turn."""
+        ...
+
+    def slot_offsets(self) -> tuple[torch.Tensor, int]:
+        """Position ids of a phase's slots after its trigger, int64 (3, K), and the offset of its stop token.
+
+        Training and decoding both ask here, so that positions cannot differ between them.
+        """
+        ...
+
+    def build_heads(self, width: int) -> nn.Module:
+        """Weights of the method's own beside the backbone's, `feedback` among them."""
+        ...
+
+    def losses(self, heads: nn.Module, outcome: Unrolled, batch: Batch) -> dict[str, torch.Tensor]:
+        """Named raw losses beside the text loss, each with the reduction its function declares."""
+        ...

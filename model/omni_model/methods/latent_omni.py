@@ -1,0 +1,167 @@
+"""LatentOmni (arXiv 2605.22012): trigger, K latent slots anchored in a moment of the clip, forced stop, then words."""
+
+# B = rows, P = phases, K = slots, D = model width, N = features of a segment, T = moments of a segment.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import nn
+
+from omni_model.batch import Batch
+from omni_model.feedback import FeedbackKind
+from omni_model.heads import Heads, SyncHeads
+from omni_model.losses import Reduction, contrastive_loss, cosine_loss, regression_loss, sync_loss
+from omni_model.masks import Bottleneck
+from omni_model.pooling import norm_weighted_pool
+from omni_model.positions import Ospe, latent_offsets
+from omni_model.sequence import Kind, PlanBuilder
+from omni_model.unroll import Engine, Gradient, UnrollConfig, Unrolled
+from omni_platform.schema import Sample, TextStep
+
+_MAX_MOMENTS = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentOmni:
+    """Options of the method. The defaults are the paper's, except that slots are fed the model's own latents."""
+
+    name: ClassVar[str] = "latent_omni"
+
+    num_visual: int = 32
+    """Visual slots of a phase (K_v)."""
+    num_audio: int = 8
+    """Audio slots of a phase (K_a), after the visual ones."""
+    max_train_phases: int = 3
+    """Samples with more looks than this are refused."""
+    ospe: Ospe = "slot"
+    """Position ids of slots, the same in training and decoding: none, slot, tmrope or code_compat."""
+    segment_s: float = 5.0
+    """Nominal length of a segment, for `ospe: tmrope` alone."""
+    engine: Engine = "recurrent"
+    """teacher_parallel (the authors' released training) or recurrent (the paper's words, and free of its leak)."""
+    gradient: Gradient = "full"
+    """How far the gradient runs through a recurrent rollout."""
+    teacher_share: float = 0.0
+    """Share of slots fed the anchor during a recurrent rollout."""
+    latent_loss: Literal["mse", "cosine", "infonce"] = "mse"
+    """What ties latents to anchors."""
+    latent_reduction: Reduction = "sum"
+    """Over the width: the paper's Eq. 5 sums, its code takes the mean."""
+    latent_weight: float = 0.005
+    """lambda 1 of Eq. 7."""
+    latent_temperature: float = 0.1
+    """Of `latent_loss: infonce`."""
+    sync_weight: float = 1.0
+    """lambda 2 of Eq. 7; 0 leaves the sync heads out."""
+    detach_sync_inputs: bool = False
+    """True keeps the sync loss from changing anything but its own heads, as the authors' code does."""
+    bottleneck: Bottleneck = "published"
+    """Controlled attention flow: none, published (training only), answer, strict."""
+    feedback: FeedbackKind = "raw"
+    """How a hidden state becomes a slot's input: raw or linear."""
+    norm_match: bool = False
+    """Scale fed latents to the size of the row's clip features."""
+
+    def __post_init__(self) -> None:
+        if self.num_visual < 0 or self.num_audio < 0 or self.num_visual + self.num_audio == 0:
+            raise ValueError(
+                f"a phase needs at least one slot, got num_visual={self.num_visual}, num_audio={self.num_audio}; "
+                "for a run without latents use method sft or text_cot"
+            )
+
+    @property
+    def unroll(self) -> UnrollConfig:
+        return UnrollConfig(
+            engine=self.engine,
+            gradient=self.gradient,
+            teacher_share=self.teacher_share,
+            bottleneck=self.bottleneck,
+        )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {"latent": self.latent_weight, "sync": self.sync_weight}
+
+    def write(self, builder: PlanBuilder, sample: Sample) -> None:
+        if not 1 <= len(sample.looks) <= self.max_train_phases:
+            raise ValueError(
+                f"sample {sample.sample_id} has {len(sample.looks)} looks; latent_omni takes 1 to "
+                f"{self.max_train_phases} (max_train_phases). Shorten its trajectory or leave it out of the manifest"
+            )
+        for step in sample.trajectory:
+            if isinstance(step, TextStep):
+                builder.text(step.text, Kind.TEXT, learn=True)
+            else:
+                builder.latent_span(
+                    num_visual=self.num_visual,
+                    num_audio=self.num_audio,
+                    offsets=self.slot_offsets(),
+                    start_s=step.start_s,
+                    end_s=step.end_s,
+                )
+        builder.end_turn()
+
+    def slot_offsets(self) -> tuple[torch.Tensor, int]:
+        return latent_offsets(
+            self.ospe, num_visual=self.num_visual, num_audio=self.num_audio, segment_s=self.segment_s
+        )
+
+    def build_heads(self, width: int) -> nn.Module:
+        return Heads(width, feedback=self.feedback, norm_match=self.norm_match, sync=self.sync_weight > 0)
+
+    def losses(self, heads: nn.Module, outcome: Unrolled, batch: Batch) -> dict[str, torch.Tensor]:
+        assert isinstance(heads, Heads)
+        sync = outcome.hidden_BLD.sum() * 0.0
+        if heads.sync is not None:
+            sync = self._sync(heads.sync, outcome, batch)
+        return {"latent": self._latent(outcome, batch), "sync": sync}
+
+    def _latent(self, outcome: Unrolled, batch: Batch) -> torch.Tensor:
+        if batch.anchors_BPKD is None:
+            raise ValueError("the latent loss needs anchors; preprocess the manifest with its trajectories")
+        latents, anchors, present = outcome.latents_BPKD, batch.anchors_BPKD, outcome.present_BP
+        if self.latent_loss == "mse":
+            return regression_loss(latents, anchors, present, reduction=self.latent_reduction)
+        if self.latent_loss == "cosine":
+            return cosine_loss(latents, anchors, present)
+        return contrastive_loss(latents, anchors, present, temperature=self.latent_temperature)
+
+    def _sync(self, heads: SyncHeads, outcome: Unrolled, batch: Batch) -> torch.Tensor:
+        """Eq. 4 over the segments of the batch, on the clip's live features within each segment.
+
+        The features are those of the sequence itself, not of a clip encoded apart: they carry gradient into the
+        towers, so the loss can change the model. Segments with fewer than two tokens of a modality are left out.
+        """
+        # Every head takes part in every step: under data parallelism an unused weight would have no gradient.
+        total = (heads.log_scale + sum(p.sum() for p in heads.parameters())) * 0.0
+        terms = []
+        for row, phase in outcome.present_BP.nonzero().tolist():
+            visual, audio = _segment_features(outcome, batch, row, phase)
+            if self.detach_sync_inputs:
+                visual, audio = visual.detach(), audio.detach()
+            moments = min(_MAX_MOMENTS, max(2, min(len(visual), len(audio))))
+            if min(len(visual), len(audio)) < 2:
+                continue
+            terms.append(
+                sync_loss(
+                    norm_weighted_pool(heads.visual(visual.float()), moments),
+                    norm_weighted_pool(heads.audio(audio.float()), moments),
+                    heads.scale,
+                )
+            )
+        return total + torch.stack(terms).mean() if terms else total
+
+
+def _segment_features(
+    outcome: Unrolled, batch: Batch, row: int, phase: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The row's own visual and audio features whose time lies in the phase's segment, in token order."""
+    start_s, end_s = batch.looks_s_BP2[row, phase].tolist()
+    times, kinds, source = batch.times_s_BL[row], batch.kinds_BL[row], batch.source_BL[row]
+    inside = (times >= start_s) & (times < end_s)
+    visual = outcome.encoded.visual_ND[source[inside & (kinds == Kind.VISUAL)]]
+    audio = outcome.encoded.audio_ND[source[inside & (kinds == Kind.AUDIO)]]
+    return visual, audio

@@ -1,0 +1,68 @@
+"""Methods without latents: the answer alone, and the answer after a written chain of thought."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from omni_model.batch import Batch
+from omni_model.heads import Heads
+from omni_model.sequence import Kind, PlanBuilder
+from omni_model.unroll import UnrollConfig, Unrolled
+from omni_platform.schema import Sample, TextStep
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerOnly:
+    """Vanilla SFT: the question is followed by its answer."""
+
+    name: ClassVar[str] = "sft"
+    num_visual: ClassVar[int] = 0
+    num_audio: ClassVar[int] = 0
+    unroll: ClassVar[UnrollConfig] = UnrollConfig(engine="teacher_parallel")
+    weights: ClassVar[dict[str, float]] = {}
+
+    def write(self, builder: PlanBuilder, sample: Sample) -> None:
+        builder.text(f"Answer: {sample.answer}", Kind.TEXT, learn=True).end_turn()
+
+    def slot_offsets(self) -> tuple[torch.Tensor, int]:
+        raise ValueError(f"method {self.name} has no latent phases")
+
+    def build_heads(self, width: int) -> nn.Module:
+        return Heads(width)
+
+    def losses(self, heads: nn.Module, outcome: Unrolled, batch: Batch) -> dict[str, torch.Tensor]:
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextCot:
+    """Explicit text chain of thought: the trajectory's words without its looks, by cross-entropy alone."""
+
+    name: ClassVar[str] = "text_cot"
+    num_visual: ClassVar[int] = 0
+    num_audio: ClassVar[int] = 0
+    unroll: ClassVar[UnrollConfig] = UnrollConfig(engine="teacher_parallel")
+    weights: ClassVar[dict[str, float]] = {}
+
+    def write(self, builder: PlanBuilder, sample: Sample) -> None:
+        words = [step.text for step in sample.trajectory if isinstance(step, TextStep)]
+        if not words:
+            raise ValueError(
+                f"sample {sample.sample_id} has no trajectory, which text_cot learns; use method sft for bare answers"
+            )
+        for text in words:
+            builder.text(text, Kind.TEXT, learn=True)
+        builder.end_turn()
+
+    def slot_offsets(self) -> tuple[torch.Tensor, int]:
+        raise ValueError(f"method {self.name} has no latent phases")
+
+    def build_heads(self, width: int) -> nn.Module:
+        return Heads(width)
+
+    def losses(self, heads: nn.Module, outcome: Unrolled, batch: Batch) -> dict[str, torch.Tensor]:
+        return {}

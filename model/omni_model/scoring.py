@@ -1,0 +1,92 @@
+"""From what the model wrote to a score: one parser for every method, accuracies with intervals."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+_ANSWER = re.compile(r"answer(?:\s+is)?\s*:?\s+([^\n]+)", re.IGNORECASE)
+_LETTER = re.compile(r"(?<![A-Za-z])([A-H])(?![A-Za-z])")
+
+
+def parse_answer(text: str, options: Sequence[str] = ()) -> str:
+    """The answer in the model's own output (never give it the prompt): boxed, then "Answer: …", then the last option.
+
+    With options it returns one of them, recognised by its words or its letter (A is the first), or an empty string:
+    an answer that cannot be read is wrong, and stays in the count.
+    """
+    for found in (_last(_BOXED, text), _last(_ANSWER, text)):
+        if found is not None and (answer := _match(found, options)):
+            return answer
+    if not options:
+        return text.strip().rstrip(".")
+    return _last_mentioned(text, options)
+
+
+def _last(pattern: re.Pattern[str], text: str) -> str | None:
+    found = pattern.findall(text)
+    return found[-1] if found else None
+
+
+def _match(found: str, options: Sequence[str]) -> str:
+    found = found.strip().strip("*").rstrip(".").strip()
+    if not options:
+        return found
+    for option in options:
+        if found.lower() == option.lower():
+            return option
+    letter = _LETTER.match(found)
+    if letter and ord(letter[1]) - ord("A") < len(options):
+        return options[ord(letter[1]) - ord("A")]
+    return _last_mentioned(found, options)
+
+
+def _last_mentioned(text: str, options: Sequence[str]) -> str:
+    """The option that is mentioned last as a whole word, else the last standalone letter."""
+    places = {
+        option: max((m.start() for m in re.finditer(rf"\b{re.escape(option)}\b", text, re.IGNORECASE)), default=-1)
+        for option in options
+    }
+    best = max(places, key=lambda option: places[option])
+    if places[best] >= 0:
+        return best
+    letters = [ord(letter) - ord("A") for letter in _LETTER.findall(text)]
+    return options[letters[-1]] if letters and letters[-1] < len(options) else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """A share of right answers with its 95 % Wilson interval."""
+
+    n: int
+    accuracy: float
+    low: float
+    high: float
+
+
+def accuracy(right: Iterable[bool]) -> Accuracy:
+    """Share of right answers. Raises `ValueError` for none at all."""
+    values = list(right)
+    if not values:
+        raise ValueError("no answers to score; give evaluation at least one sample")
+    n, p, z = len(values), sum(values) / len(values), 1.96
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return Accuracy(n=n, accuracy=p, low=max(0.0, centre - half), high=min(1.0, centre + half))
+
+
+def accuracy_by_type(types: Sequence[str], right: Sequence[bool]) -> dict[str, Accuracy]:
+    """Accuracy of each question type."""
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for kind, is_right in zip(types, right, strict=True):
+        groups[kind].append(is_right)
+    return {kind: accuracy(values) for kind, values in sorted(groups.items())}
+
+
+def chance(options: Sequence[Sequence[str]]) -> float:
+    """Expected accuracy of guessing among each question's options; an open question counts as 0."""
+    return sum(1 / len(o) if o else 0.0 for o in options) / len(options)

@@ -1,0 +1,1 @@
+"""Ground floor of the house: rows, files, clusters. Knows no model."""

@@ -1,0 +1,1 @@
+"""Clips: the one decoder of the house, and the film that the project makes itself."""

@@ -1,0 +1,326 @@
+"""The film: a small audio-visual world whose every moment is known, and questions about it.
+
+A scene is a row of shots. In each shot one coloured shape is on screen; in some shots one tone sounds.
+No colour repeats within a scene and each tone sounds once, so that a question about *when* has one answer,
+and that answer needs both senses. Everything is a pure function of (version, seed, index).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from omni_platform.schema import LookStep, Sample, Step, TextStep
+
+FILM_VERSION = 1
+COLOURS_RGB = {
+    "red": (215, 40, 40),
+    "green": (40, 165, 60),
+    "blue": (50, 80, 225),
+    "yellow": (235, 210, 50),
+    "purple": (150, 50, 185),
+    "white": (240, 240, 240),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+TONES_HZ = {"low": 300.0, "mid": 900.0, "high": 2700.0}
+COLOURS, TONES = tuple(COLOURS_RGB), tuple(TONES_HZ)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shot:
+    """One coloured shape; positions and sizes are fractions of the picture's side."""
+
+    colour: str
+    shape: str
+    x: float
+    y: float
+    radius: float
+    drift_x: float
+    """How far the shape moves to the right over the shot."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tone:
+    """One burst of sound inside one shot."""
+
+    name: str
+    shot: int
+    frequency_hz: float
+    start_s: float
+    end_s: float
+    amplitude: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A clip before it is rendered."""
+
+    seed: int
+    index: int
+    shot_s: float
+    shots: tuple[Shot, ...]
+    tones: tuple[Tone, ...]
+    background: int
+    """Grey level of the backdrop, 0-255."""
+
+    @property
+    def duration_s(self) -> float:
+        return self.shot_s * len(self.shots)
+
+    def tone(self, name: str) -> Tone | None:
+        """The burst of that name, or None where it does not sound."""
+        return next((tone for tone in self.tones if tone.name == name), None)
+
+    def tone_in(self, shot: int) -> str:
+        """The tone that sounds in a shot, or `none`."""
+        return next((tone.name for tone in self.tones if tone.shot == shot), "none")
+
+    def shot_of(self, colour: str) -> int:
+        """The shot that shows a colour."""
+        return next(k for k, shot in enumerate(self.shots) if shot.colour == colour)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question about a scene, its answer and the trajectory that leads there."""
+
+    family: str
+    text: str
+    answer: str
+    options: tuple[str, ...] = ()
+    trajectory: tuple[Step, ...] = ()
+
+
+def make_scene(*, seed: int, index: int, num_shots: int = 6, shot_s: float = 1.0) -> Scene:
+    """Draw scene `index` of the film with this seed.
+
+    Raises `ValueError` where there are fewer colours than shots, because no colour may repeat.
+    """
+    if not 2 <= num_shots <= len(COLOURS):
+        raise ValueError(f"num_shots must lie in 2..{len(COLOURS)} (no colour repeats), got {num_shots}")
+    rng = np.random.default_rng([FILM_VERSION, seed, index])
+    colours = rng.permutation(COLOURS)[:num_shots]
+    shapes = rng.permutation(np.repeat(rng.choice(SHAPES, 3, replace=False), 2))[:num_shots]
+    shots = tuple(
+        Shot(
+            colour=str(colour),
+            shape=str(shape),
+            x=float(rng.uniform(0.32, 0.68)),
+            y=float(rng.uniform(0.32, 0.68)),
+            radius=float(rng.uniform(0.2, 0.3)),
+            drift_x=float(rng.uniform(-0.06, 0.06)),
+        )
+        for colour, shape in zip(colours, shapes, strict=True)
+    )
+    where = rng.permutation(num_shots)[: len(TONES)]
+    tones = tuple(_make_tone(rng, name, int(shot), shot_s) for name, shot in zip(TONES, where, strict=False))
+    background = int(rng.integers(15, 90))
+    return Scene(seed=seed, index=index, shot_s=shot_s, shots=shots, tones=tones, background=background)
+
+
+def _make_tone(rng: np.random.Generator, name: str, shot: int, shot_s: float) -> Tone:
+    length_s = rng.uniform(0.3, 0.5) * shot_s
+    start_s = shot * shot_s + rng.uniform(0.05 * shot_s, 0.95 * shot_s - length_s)
+    return Tone(
+        name=name,
+        shot=shot,
+        frequency_hz=float(TONES_HZ[name] * rng.uniform(0.9, 1.1)),
+        start_s=float(start_s),
+        end_s=float(start_s + length_s),
+        amplitude=float(rng.uniform(0.15, 0.5)),
+    )
+
+
+# --- Questions. Each maker returns None where the scene has no such question. ---
+
+
+def colour_at_tone(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """Which colour is on screen when a tone sounds? Six answers; either sense alone knows nothing."""
+    tone = scene.tones[int(rng.integers(len(scene.tones)))]
+    answer = scene.shots[tone.shot].colour
+    return Question(
+        family="colour_at_tone",
+        text=f"Which colour is on screen when the {tone.name} tone sounds?",
+        answer=answer,
+        options=COLOURS,
+        trajectory=(
+            TextStep(text=f"The {tone.name} tone:"),
+            _look(scene, tone.shot),
+            TextStep(text=f" {answer}. Answer: {answer}"),
+        ),
+    )
+
+
+def tone_at_colour(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """Which tone sounds while the shape has a colour? Four answers, balanced, `none` among them."""
+    answers = [tone.name for tone in scene.tones]
+    if len(scene.shots) > len(scene.tones):
+        answers.append("none")
+    answer = answers[int(rng.integers(len(answers)))]
+    shots = [k for k in range(len(scene.shots)) if scene.tone_in(k) == answer]
+    shot = shots[int(rng.integers(len(shots)))]
+    colour = scene.shots[shot].colour
+    return Question(
+        family="tone_at_colour",
+        text=f"Which tone sounds while the shape is {colour}?",
+        answer=answer,
+        options=(*TONES, "none"),
+        trajectory=(
+            TextStep(text=f"The {colour} shape:"),
+            _look(scene, shot),
+            TextStep(text=f" {answer}. Answer: {answer}"),
+        ),
+    )
+
+
+def colour_after_tone(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """Which colour comes one change after a tone? Six answers, but never the first shot's: blind ceiling 1/5."""
+    tones = [tone for tone in scene.tones if tone.shot + 1 < len(scene.shots)]
+    if not tones:
+        return None
+    tone = tones[int(rng.integers(len(tones)))]
+    here, answer = scene.shots[tone.shot].colour, scene.shots[tone.shot + 1].colour
+    return Question(
+        family="colour_after_tone",
+        text=f"Which colour comes one change after the {tone.name} tone?",
+        answer=answer,
+        options=COLOURS,
+        trajectory=(
+            TextStep(text=f"The {tone.name} tone:"),
+            _look(scene, tone.shot),
+            TextStep(text=f" {here}. Then:"),
+            _look(scene, tone.shot + 1),
+            TextStep(text=f" {answer}. Answer: {answer}"),
+        ),
+    )
+
+
+def _look(scene: Scene, shot: int) -> LookStep:
+    return LookStep(start_s=shot * scene.shot_s, end_s=(shot + 1) * scene.shot_s)
+
+
+def _caption(family: str, text: str, words: list[str]) -> Question:
+    return Question(family=family, text=text, answer=" ".join(words))
+
+
+def colours_and_tones(scene: Scene, rng: np.random.Generator) -> Question | None:
+    words = [w for k, shot in enumerate(scene.shots) for w in (shot.colour, scene.tone_in(k))]
+    return _caption("colours_and_tones", "List each colour and its tone.", words)
+
+
+def colours_and_shapes(scene: Scene, rng: np.random.Generator) -> Question | None:
+    words = [w for shot in scene.shots for w in (shot.colour, shot.shape)]
+    return _caption("colours_and_shapes", "List each colour and its shape.", words)
+
+
+def tones_by_second(scene: Scene, rng: np.random.Generator) -> Question | None:
+    return _caption("tones_by_second", "List the tones.", [scene.tone_in(k) for k in range(len(scene.shots))])
+
+
+def colour_by_tone(scene: Scene, rng: np.random.Generator) -> Question | None:
+    words = [w for t in scene.tones for w in (t.name, scene.shots[t.shot].colour)]
+    return _caption("colour_by_tone", "List the colour of each tone.", words)
+
+
+def tone_by_colour(scene: Scene, rng: np.random.Generator) -> Question | None:
+    shown = sorted(range(len(scene.shots)), key=lambda k: COLOURS.index(scene.shots[k].colour))
+    words = [w for k in shown for w in (scene.shots[k].colour, scene.tone_in(k))]
+    return _caption("tone_by_colour", "List the tone of each colour.", words)
+
+
+def second_by_colour(scene: Scene, rng: np.random.Generator) -> Question | None:
+    shown = sorted(range(len(scene.shots)), key=lambda k: COLOURS.index(scene.shots[k].colour))
+    words = [w for k in shown for w in (scene.shots[k].colour, str(k + 1))]
+    return _caption("second_by_colour", "List the second of each colour.", words)
+
+
+def colour_at_second(scene: Scene, rng: np.random.Generator) -> Question | None:
+    k = int(rng.integers(len(scene.shots)))
+    return Question(
+        family="colour_at_second",
+        text=f"Which colour is on screen in second {k + 1}?",
+        answer=scene.shots[k].colour,
+        options=COLOURS,
+    )
+
+
+def second_of_tone(scene: Scene, rng: np.random.Generator) -> Question | None:
+    tone = scene.tones[int(rng.integers(len(scene.tones)))]
+    return Question(
+        family="second_of_tone",
+        text=f"In which second does the {tone.name} tone sound?",
+        answer=str(tone.shot + 1),
+    )
+
+
+def second_of_colour(scene: Scene, rng: np.random.Generator) -> Question | None:
+    k = int(rng.integers(len(scene.shots)))
+    return Question(
+        family="second_of_colour",
+        text=f"In which second is the shape {scene.shots[k].colour}?",
+        answer=str(k + 1),
+    )
+
+
+Maker = Callable[[Scene, np.random.Generator], Question | None]
+CROSS_MODAL: dict[str, Maker] = {
+    "colour_at_tone": colour_at_tone,
+    "tone_at_colour": tone_at_colour,
+    "colour_after_tone": colour_after_tone,
+}
+"""Families that neither sense can answer alone."""
+SKILLS: dict[str, Maker] = {
+    "colours_and_tones": colours_and_tones,
+    "colours_and_shapes": colours_and_shapes,
+    "tones_by_second": tones_by_second,
+    "colour_by_tone": colour_by_tone,
+    "tone_by_colour": tone_by_colour,
+    "second_by_colour": second_by_colour,
+    "colour_at_second": colour_at_second,
+    "second_of_tone": second_of_tone,
+    "second_of_colour": second_of_colour,
+}
+"""Captions and single lookups: what a model must be able to do before the cross-modal questions are learnable."""
+FAMILIES: dict[str, Maker] = {**CROSS_MODAL, **SKILLS}
+
+BLIND_CEILING = {"colour_at_tone": 1 / 6, "tone_at_colour": 1 / 4, "colour_after_tone": 1 / 5}
+"""The best accuracy that one sense alone can reach (six shots, three tones)."""
+
+
+def ask(scene: Scene, families: tuple[str, ...], *, draw: int = 0) -> list[Question]:
+    """One question of each named family about a scene; a family may be named more than once.
+
+    `draw` changes which of the possible questions are drawn, so that an epoch can ask anew.
+    """
+    unknown = set(families) - set(FAMILIES)
+    if unknown:
+        raise ValueError(f"unknown question families {sorted(unknown)}; known: {sorted(FAMILIES)}")
+    rng = np.random.default_rng([FILM_VERSION, scene.seed, scene.index, 1 + draw])
+    asked = (FAMILIES[family](scene, rng) for family in families)
+    return [question for question in asked if question is not None]
+
+
+def to_sample(question: Question, *, sample_id: str, clip_uri: str) -> Sample:
+    """A question as a manifest row."""
+    return Sample(
+        sample_id=sample_id,
+        clip_uri=clip_uri,
+        question=question.text,
+        answer=question.answer,
+        options=question.options,
+        question_type=question.family,
+        trajectory=question.trajectory,
+    )
+
+
+def corpus() -> list[str]:
+    """Every sentence form of the film once, for training the toy tokenizer."""
+    lines: list[str] = []
+    for index in range(400):
+        scene = make_scene(seed=0, index=index)
+        for question in ask(scene, tuple(FAMILIES)):
+            steps = [s.text for s in question.trajectory if isinstance(s, TextStep)]
+            lines += [question.text, question.answer, " ".join(question.options), *steps]
+    return lines

@@ -1,0 +1,174 @@
+"""The rows that flow through the house: one dataclass and one Arrow schema each.
+
+A leaf: it imports nothing of ours, and every floor may import it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextStep:
+    """A stretch of words in a trajectory."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookStep:
+    """A moment of the clip that the trajectory looks at and listens to again."""
+
+    start_s: float
+    end_s: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.start_s < self.end_s:
+            raise ValueError(
+                f"a segment needs 0 <= start_s < end_s, got [{self.start_s}, {self.end_s}]"
+            )
+
+
+Step = TextStep | LookStep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One question about one clip, with its answer and the trajectory that leads there (a manifest row)."""
+
+    sample_id: str
+    """Unique in its manifest; the row id that resume and quarantine speak of."""
+    clip_uri: str
+    """Where the clip lies: a path, `file://` or `s3://`. Relative paths are relative to the manifest."""
+    question: str
+    answer: str
+    options: tuple[str, ...] = ()
+    """The possible answers of a multiple-choice question; empty for an open one."""
+    question_type: str = "open"
+    trajectory: tuple[Step, ...] = ()
+    """Text and looks in order; the last text step holds the answer. Empty for evaluation-only rows."""
+    needs_audio: bool = True
+    """Whether a clip without sound is useless for this question (it is then quarantined)."""
+
+    @property
+    def looks(self) -> tuple[LookStep, ...]:
+        """The segments of the trajectory, in order."""
+        return tuple(step for step in self.trajectory if isinstance(step, LookStep))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """One look of one sample's trajectory: the piece of clip from which its anchors are pooled."""
+
+    segment_id: str
+    sample_id: str
+    clip_id: str
+    index: int
+    """0-based order of the look within its trajectory."""
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quarantined:
+    """A row that could not be used, and why. Nothing is dropped without one of these."""
+
+    row_id: str
+    stage: str
+    """The stage that refused it: `manifest`, `decode` or `anchors`."""
+    reason: str
+    """A short stable word for counting, such as `missing`, `no_audio`, `undecodable`, `deadline`."""
+    detail: str
+    """What went wrong, in words that name the file and the field."""
+
+
+_STEP = pa.struct([("text", pa.string()), ("start_s", pa.float64()), ("end_s", pa.float64())])
+
+SAMPLE_SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("clip_id", pa.string()),
+        ("clip_uri", pa.string()),
+        ("question", pa.string()),
+        ("answer", pa.string()),
+        ("options", pa.list_(pa.string())),
+        ("question_type", pa.string()),
+        ("needs_audio", pa.bool_()),
+        ("trajectory", pa.list_(_STEP)),
+    ],
+    metadata={"schema": "sample", "version": str(SCHEMA_VERSION)},
+)
+
+CLIP_SCHEMA = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("clip_uri", pa.string()),
+        ("duration_s", pa.float64()),
+        ("sample_fps", pa.float64()),
+        ("frames", pa.binary()),
+        ("num_frames", pa.int32()),
+        ("height_px", pa.int32()),
+        ("width_px", pa.int32()),
+        ("has_audio", pa.bool_()),
+        ("waveform", pa.binary()),
+        ("sample_rate_hz", pa.int32()),
+    ],
+    metadata={"schema": "clip", "version": str(SCHEMA_VERSION)},
+)
+"""Decoded clips: `frames` is uint8 (num_frames, height_px, width_px, 3), `waveform` int16 mono."""
+
+SEGMENT_SCHEMA = pa.schema(
+    [
+        ("segment_id", pa.string()),
+        ("sample_id", pa.string()),
+        ("clip_id", pa.string()),
+        ("index", pa.int32()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+    ],
+    metadata={"schema": "segment", "version": str(SCHEMA_VERSION)},
+)
+
+ANCHOR_SCHEMA = pa.schema(
+    [
+        ("segment_id", pa.string()),
+        ("sample_id", pa.string()),
+        ("index", pa.int32()),
+        ("num_visual", pa.int32()),
+        ("num_audio", pa.int32()),
+        ("dim", pa.int32()),
+        ("anchors", pa.list_(pa.float32())),
+        ("encoder_fingerprint", pa.string()),
+    ],
+    metadata={"schema": "anchor", "version": str(SCHEMA_VERSION)},
+)
+"""`anchors` is float32 (num_visual + num_audio, dim), visual rows first, flattened row by row."""
+
+QUARANTINE_SCHEMA = pa.schema(
+    [("row_id", pa.string()), ("stage", pa.string()), ("reason", pa.string()), ("detail", pa.string())],
+    metadata={"schema": "quarantine", "version": str(SCHEMA_VERSION)},
+)
+
+
+def steps_to_rows(trajectory: tuple[Step, ...]) -> list[dict]:
+    """Trajectory as plain dicts with the fields `text`, `start_s`, `end_s` (the absent ones None)."""
+    return [
+        {"text": s.text, "start_s": None, "end_s": None}
+        if isinstance(s, TextStep)
+        else {"text": None, "start_s": s.start_s, "end_s": s.end_s}
+        for s in trajectory
+    ]
+
+
+def steps_from_rows(rows: list[dict] | None) -> tuple[Step, ...]:
+    """The inverse of `steps_to_rows`."""
+    return tuple(
+        TextStep(text=row["text"])
+        if row["text"] is not None
+        else LookStep(start_s=row["start_s"], end_s=row["end_s"])
+        for row in (rows if rows is not None else [])
+    )
