@@ -90,9 +90,7 @@ def build_clip_encoder(
     )
 
 
-def _cut(
-    frames: np.ndarray, sample_fps: float, waveform: np.ndarray | None, span: tuple[float, float]
-) -> Media:
+def _cut(frames: np.ndarray, sample_fps: float, waveform: np.ndarray | None, span: tuple[float, float]) -> Media:
     """The frames on screen and the sound heard in [start, end); at least one temporal patch of frames."""
     start_s, end_s = span
     first = min(int(np.ceil(start_s * sample_fps - 1e-6)), len(frames) - TEMPORAL_PATCH)

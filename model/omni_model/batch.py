@@ -65,9 +65,7 @@ def _move(value, device):
     return value
 
 
-def collate(
-    plans: Sequence[Plan], *, anchors: Sequence[torch.Tensor] | None = None, min_phases: int = 0
-) -> Batch:
+def collate(plans: Sequence[Plan], *, anchors: Sequence[torch.Tensor] | None = None, min_phases: int = 0) -> Batch:
     """Pad plans to one length. `anchors` holds per row float32 (phases, K, D).
 
     `min_phases` pads the phase axis too, so that ranks that gather weights together run equally many forwards.
@@ -81,9 +79,7 @@ def collate(
         input_ids_BL=_pad([p.input_ids for p in plans], length, 0),
         kinds_BL=_pad([p.kinds for p in plans], length, int(Kind.PAD)),
         labels_BL=_pad([p.labels for p in plans], length, IGNORE),
-        position_ids_3BL=torch.stack(
-            [_pad([p.position_ids[a] for p in plans], length, 0) for a in range(3)]
-        ),
+        position_ids_3BL=torch.stack([_pad([p.position_ids[a] for p in plans], length, 0) for a in range(3)]),
         source_BL=_pad(_global_sources(plans), length, -1),
         times_s_BL=_pad([p.times_s for p in plans], length, float("nan")),
         blocks_BL=_pad([p.blocks for p in plans], length, 0),

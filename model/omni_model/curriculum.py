@@ -1,27 +1,29 @@
 """Train the toy base from random weights: staged skills, gated on accuracy, many questions behind one clip.
 
-From answers alone a model this small learns nothing; captions first, then keyed captions, then single questions
-teach it to look things up across the senses. A stage ends when its skills are learned, never by the clock.
+From answers alone a model this small learns nothing. Captions of short clips, then of full ones, then keyed captions,
+then single questions teach it to look things up across the senses. A stage ends when its skills are learned, never by
+the clock; one that does not get there ends the attempt.
 """
 
-# B = clips, L = positions, V = vocabulary.
+# B = clips, L = positions, D = model width.
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from omni_model.backbone import Backbone
 from omni_model.batch import Batch, collate
 from omni_model.embedding import embed_batch
+from omni_model.losses import learned_positions
 from omni_model.masks import allowed, look_at, with_self
+from omni_model.qwen_omni import QwenOmniBackbone
 from omni_model.sequence import IGNORE, Kind, Media, Plan, PlanBuilder
 from omni_model.vocabulary import Vocabulary
 
@@ -31,28 +33,29 @@ class Stage:
     """One step of the curriculum."""
 
     name: str
-    mix: Mapping[str, int]
+    mix: dict[str, int]
     """How many questions of each family stand behind every clip."""
-    until: Mapping[str, float]
+    until: dict[str, float]
     """Held-out accuracy at which the stage is done; all must be reached."""
     max_clips: int
-    """Where the stage gives up; the run then starts again with another seed."""
+    """Where the stage gives up."""
+    num_shots: int = 6
+    """Length of the clips: short ones first make captions click several times sooner."""
     learning_rate: float = 2e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class CurriculumConfig:
+class CourseConfig:
     """The whole course."""
 
     stages: tuple[Stage, ...]
     clips_per_step: int = 16
     warmup_steps: int = 100
+    """Of every stage; the optimizer starts anew with each."""
     weight_decay: float = 0.05
     max_grad_norm: float = 1.0
     eval_every_clips: int = 800
     eval_clips: int = 128
-    seed: int = 0
-    extra: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,122 +67,132 @@ class Lesson:
     """(family, question, answer)"""
 
 
-Teach = Callable[[int, Mapping[str, int]], Lesson]
-"""Lesson number i for a mix; negative numbers are held out."""
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """A lesson as one sequence."""
+
+    plan: Plan
+    families: tuple[str, ...]
+    """Family of block 1, 2, …"""
 
 
-class StageFailed(RuntimeError):
+class StageError(RuntimeError):
     """A stage did not reach its gate within its clips."""
 
 
-def pack(lesson: Lesson, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary) -> tuple[Plan, torch.Tensor]:
-    """Lay a lesson out as one sequence; returns the plan and, per position, which question it belongs to (-1 none)."""
-    builder = PlanBuilder(tokenizer, vocabulary, lesson.media).clip_turn()
-    for _, question, answer in lesson.questions:
-        builder.new_block().question_turn(question)
-        builder.text(f" {answer}", Kind.TEXT, learn=True).end_turn()
-    plan = builder.build()
-    return plan, plan.blocks - 1
+Teach = Callable[[int, Stage], Lesson]
+"""Lesson number i of a stage; negative numbers are held out."""
+Load = Callable[[Callable[[int], Packed], Iterable[int]], Iterator[Packed]]
+"""Maps lesson numbers to packed lessons, perhaps in worker processes."""
+Report = Callable[[str, int, dict[str, float]], None]
+"""(stage, clips seen in it, figures), called at every evaluation."""
 
 
-def packed_loss(backbone: Backbone, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean cross-entropy over learned tokens, and bool (B, L): the token predicted for a position is right."""
-    hidden = run_whole(backbone, batch)
-    wanted = batch.labels_BL[:, 1:]
-    learned = wanted != IGNORE
-    logits = backbone.logits(hidden[:, :-1][learned])
-    loss = F.cross_entropy(logits, wanted[learned])
-    right = torch.zeros_like(batch.labels_BL, dtype=torch.bool)
-    right[:, 1:][learned] = logits.argmax(-1) == wanted[learned]
-    return loss, right
-
-
-def run_whole(backbone: Backbone, batch: Batch) -> torch.Tensor:
-    """One forward over a batch without latent phases: hidden states (B, L, D)."""
-    seen = look_at(batch.kinds_BL, batch.blocks_BL)
-    mask = with_self(allowed(seen, seen, bottleneck="none", training=True))
-    return backbone.run(
-        embed_batch(backbone, batch).inputs_BLD, position_ids_3BQ=batch.position_ids_3BL, mask_BQK=mask
-    )
-
-
-def run_curriculum(
-    backbone: Backbone,
-    tokenizer: PreTrainedTokenizerBase,
-    vocabulary: Vocabulary,
-    config: CurriculumConfig,
-    *,
-    teach: Teach,
-    report: Callable[[str, int, Mapping[str, float]], None],
-    load: Callable[[Iterable[int], Callable[[int], object]], Iterator] | None = None,
-) -> dict[str, float]:
-    """Take the model through all stages; returns the last held-out accuracies.
-
-    `report(stage, clips, figures)` is called at every evaluation. `load` maps lesson numbers to packed lessons, for
-    callers who want worker processes. Raises `StageFailed` where a gate is not reached.
-    """
-    assert isinstance(backbone, nn.Module)
-    figures: dict[str, float] = {}
-    lesson_number = 0
-    for stage in config.stages:
-        optimizer = torch.optim.AdamW(
-            backbone.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
-        )
-        make = Packer(tokenizer, vocabulary, teach, dict(stage.mix))
-        held_out = [make(-1 - i) for i in range(config.eval_clips)]
-        numbers = range(lesson_number, lesson_number + stage.max_clips)
-        lessons = load(numbers, make) if load else map(make, numbers)
-        started, losses, clips, step = time.monotonic(), [], 0, 0
-        while clips < stage.max_clips:
-            batch = collate([next(lessons)[0] for _ in range(config.clips_per_step)])
-            clips += config.clips_per_step
-            step += 1
-            for group in optimizer.param_groups:
-                group["lr"] = stage.learning_rate * min(1.0, step / config.warmup_steps)
-            loss, _ = packed_loss(backbone, batch)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(backbone.parameters(), config.max_grad_norm)
-            optimizer.step()
-            losses.append(loss.item())
-            if clips % config.eval_every_clips < config.clips_per_step:
-                figures = accuracy_by_family(backbone, held_out, config.clips_per_step)
-                speed = clips / (time.monotonic() - started)
-                report(stage.name, clips, {"loss": sum(losses) / len(losses), "clips_per_s": speed, **figures})
-                losses = []
-                if all(figures[family] >= gate for family, gate in stage.until.items()):
-                    break
-        else:
-            raise StageFailed(f"stage {stage.name} did not reach {dict(stage.until)} within {clips} clips: {figures}")
-        lesson_number += stage.max_clips
-    return figures
-
-
+@dataclass(frozen=True)
 class Packer:
     """Lesson number to packed lesson; a class so that worker processes can receive it."""
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, teach: Teach, mix: dict[str, int]
-    ) -> None:
-        self._tokenizer, self._vocabulary, self._teach, self._mix = tokenizer, vocabulary, teach, mix
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: Vocabulary
+    teach: Teach
+    stage: Stage
 
-    def __call__(self, number: int) -> tuple[Plan, torch.Tensor, list[str]]:
-        lesson = self._teach(number, self._mix)
-        plan, question = pack(lesson, self._tokenizer, self._vocabulary)
-        return plan, question, [family for family, _, _ in lesson.questions]
+    def __call__(self, number: int) -> Packed:
+        lesson = self.teach(number, self.stage)
+        builder = PlanBuilder(self.tokenizer, self.vocabulary, lesson.media).clip_turn()
+        for _, question, answer in lesson.questions:
+            builder.new_block().question_turn(question)
+            builder.text(f" {answer}", Kind.TEXT, learn=True).end_turn()
+        return Packed(plan=builder.build(), families=tuple(family for family, _, _ in lesson.questions))
+
+
+def run_course(
+    backbone: QwenOmniBackbone,
+    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: Vocabulary,
+    config: CourseConfig,
+    *,
+    teach: Teach,
+    report: Report,
+    load: Load = map,
+) -> dict[str, float]:
+    """Take the model through all stages; returns the last held-out accuracies by family.
+
+    Raises `StageError` where a gate is not reached.
+    """
+    figures: dict[str, float] = {}
+    first = 0
+    for stage in config.stages:
+        packer = Packer(tokenizer, vocabulary, teach, stage)
+        lessons = load(packer, range(first, first + stage.max_clips))
+        held_out = [packer(-1 - i) for i in range(config.eval_clips)]
+        figures = _run_stage(backbone, stage, config, lessons, held_out, report)
+        first += stage.max_clips
+    return figures
+
+
+def _run_stage(
+    backbone: QwenOmniBackbone,
+    stage: Stage,
+    config: CourseConfig,
+    lessons: Iterator[Packed],
+    held_out: Sequence[Packed],
+    report: Report,
+) -> dict[str, float]:
+    optimizer = torch.optim.AdamW(
+        backbone.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
+    )
+    started, losses, figures = time.monotonic(), [], {}
+    for step in range(1, stage.max_clips // config.clips_per_step + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = stage.learning_rate * min(1.0, step / config.warmup_steps)
+        batch = collate([next(lessons).plan for _ in range(config.clips_per_step)])
+        loss, _ = packed_loss(backbone, batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(backbone.parameters(), config.max_grad_norm)
+        optimizer.step()
+        losses.append(loss.item())
+        clips = step * config.clips_per_step
+        if clips % config.eval_every_clips >= config.clips_per_step:
+            continue
+        figures = accuracy_by_family(backbone, held_out, config.clips_per_step)
+        speed = clips / (time.monotonic() - started)
+        report(stage.name, clips, {"loss": sum(losses) / len(losses), "clips_per_s": speed, **figures})
+        losses = []
+        if all(figures[family] >= gate for family, gate in stage.until.items()):
+            return figures
+    raise StageError(f"stage {stage.name} did not reach {stage.until} within {stage.max_clips} clips: {figures}")
+
+
+def packed_loss(backbone: QwenOmniBackbone, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean cross-entropy over learned tokens, and bool (B, L): the token at a position was predicted right."""
+    hidden_BLD = run_packed(backbone, batch)
+    learned, wanted = learned_positions(batch.labels_BL)
+    logits = backbone.logits(hidden_BLD[:, :-1][learned])
+    right = torch.zeros_like(batch.labels_BL, dtype=torch.bool)
+    right[:, 1:][learned] = logits.argmax(-1) == wanted
+    return F.cross_entropy(logits, wanted), right
+
+
+def run_packed(backbone: QwenOmniBackbone, batch: Batch) -> torch.Tensor:
+    """One forward over packed sequences without latents: hidden states (B, L, D)."""
+    seen = look_at(batch.kinds_BL, batch.blocks_BL)
+    mask = with_self(allowed(seen, seen, bottleneck="none", training=True))
+    inputs = embed_batch(backbone, batch).inputs_BLD
+    return backbone.run(inputs, position_ids_3BQ=batch.position_ids_3BL, mask_BQK=mask)
 
 
 @torch.no_grad()
-def accuracy_by_family(backbone: Backbone, packed: list, rows: int) -> dict[str, float]:
-    """Share of answer tokens predicted right, the earlier ones given (end-of-turn tokens aside)."""
+def accuracy_by_family(backbone: QwenOmniBackbone, lessons: Sequence[Packed], rows: int) -> dict[str, float]:
+    """Share of answer tokens predicted right, the earlier ones given; the end of turn does not count."""
     hits: dict[str, list[float]] = defaultdict(list)
-    for start in range(0, len(packed), rows):
-        part = packed[start : start + rows]
-        batch = collate([plan for plan, _, _ in part])
-        _, right = packed_loss(backbone, batch)
-        for i, (plan, question, families) in enumerate(part):
-            last = plan.labels.roll(-1) == IGNORE
-            for j, family in enumerate(families):
-                where = (question == j) & (plan.labels != IGNORE) & ~last
-                hits[family].append(right[i, : len(plan)][where].float().mean().item())
-    return {family: sum(h) / len(h) for family, h in hits.items()}
+    for start in range(0, len(lessons), rows):
+        part = lessons[start : start + rows]
+        _, right_BL = packed_loss(backbone, collate([lesson.plan for lesson in part]))
+        for lesson, right_L in zip(part, right_BL, strict=True):
+            plan = lesson.plan
+            counts = (plan.labels != IGNORE) & (plan.labels.roll(-1) != IGNORE)
+            for block, family in enumerate(lesson.families, start=1):
+                hits[family].append(right_L[: len(plan)][counts & (plan.blocks == block)].float().mean().item())
+    return {family: sum(values) / len(values) for family, values in hits.items()}

@@ -1,8 +1,8 @@
 """A model on disk: a Hugging Face folder, and beside the weights what the method adds.
 
-    config.json, model*.safetensors, tokenizer*   what stock `from_pretrained` loads
-    method.json                                    the method, its options and how clips are prepared
-    method.safetensors                             the method's own weights (feedback, sync heads)
+config.json, model*.safetensors, tokenizer*   what stock `from_pretrained` loads
+method.json                                    the method, its options and how clips are prepared
+method.safetensors                             the method's own weights (feedback, sync heads)
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerBase,
@@ -66,8 +67,9 @@ def load_backbone(model_name_or_path: str, *, dtype: torch.dtype = torch.float32
     if name.startswith((".", "/")) and not (Path(name) / "config.json").is_file():
         raise ValueError(f"no config.json in {name}: give model_name_or_path a Hugging Face folder, a hub name or tiny")
     tokenizer = AutoTokenizer.from_pretrained(name)
-    thinker, info = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(
-        name, dtype=dtype, output_loading_info=True
+    thinker, info = cast(
+        tuple[Qwen2_5OmniThinkerForConditionalGeneration, dict[str, Any]],
+        Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(name, dtype=dtype, output_loading_info=True),
     )
     if info["missing_keys"]:
         raise ValueError(f"{name} lacks weights of the Thinker: {sorted(info['missing_keys'])[:5]} …")
@@ -83,11 +85,12 @@ def init_new_rows(thinker: Qwen2_5OmniThinkerForConditionalGeneration, ids: list
 
     The real embedding has unused rows at its end, so usually nothing is resized; untrained rows would start as noise.
     """
-    rows = thinker.get_input_embeddings().weight.shape[0]
-    if max(ids) >= rows:
+    embedding = cast(nn.Embedding, thinker.get_input_embeddings())
+    if max(ids) >= embedding.num_embeddings:
         thinker.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
+        embedding = cast(nn.Embedding, thinker.get_input_embeddings())
     with torch.no_grad():
-        for table in (thinker.get_input_embeddings().weight, thinker.lm_head.weight):
+        for table in (embedding.weight, thinker.lm_head.weight):
             table[ids] = table[: min(ids)].float().mean(0).to(table.dtype)
 
 
@@ -137,7 +140,6 @@ def load_folder(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Ex
     loaded = load_backbone(str(path), dtype=dtype)
     method = make_method(description["method"], description["options"])
     heads = method.build_heads(loaded.backbone.width)
-    assert isinstance(heads, Heads)
     if (path / "method.safetensors").is_file():
         heads.load_state_dict(load_file(path / "method.safetensors"))
     return Exported(
@@ -156,3 +158,24 @@ def _read_description(path: Path) -> dict[str, Any]:
     if description.get("format") != _FORMAT:
         raise ValueError(f"{file} has format {description.get('format')}; this version reads format {_FORMAT}")
     return description
+
+
+def check_stock_load(folder: Path) -> int:
+    """Load a folder with the stock class alone; returns its number of weights.
+
+    Raises `ValueError` where weights are missing, left over, or differ from what `load_folder` gives.
+    """
+    stock, info = cast(
+        tuple[Qwen2_5OmniThinkerForConditionalGeneration, dict[str, Any]],
+        Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(folder, output_loading_info=True),
+    )
+    if info["missing_keys"] or info["unexpected_keys"]:
+        raise ValueError(
+            f"{folder} does not fit the stock class: it lacks {info['missing_keys']} and has too many "
+            f"{info['unexpected_keys']}"
+        )
+    ours = load_folder(folder).loaded.backbone.thinker.state_dict()
+    for name, value in stock.state_dict().items():
+        if not torch.equal(value.float(), ours[name].float()):
+            raise ValueError(f"weight {name} of {folder} differs between the stock class and load_folder")
+    return sum(value.numel() for value in stock.parameters())

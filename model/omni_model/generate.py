@@ -54,13 +54,18 @@ class Rollout:
         """Words and triggers the model chose, without the end of turn."""
         return [e.token for e in self.events if e.type == "token" and e.token is not None]
 
+    @property
+    def latent_steps(self) -> int:
+        """Latent slots fed, over all phases."""
+        return sum(e.type == "latent" for e in self.events)
+
     def latents(self, phase: int) -> torch.Tensor:
         """float (K, D): the vectors of one phase."""
         return torch.stack([e.vector for e in self.events if e.type == "latent" and e.phase == phase])  # type: ignore[misc]
 
 
 LatentOverride = Callable[[int, int, torch.Tensor], torch.Tensor]
-"""(phase, slot, own vectors (B, D)) to the vectors that are fed instead; for probes. Rows not in a latent step are ignored."""
+"""(phase, slot, own vectors (B, D)) to the vectors that are fed instead, for probes; rows elsewhere are ignored."""
 
 
 @dataclass
@@ -195,10 +200,8 @@ class _Decoder:
         return self.vocabulary.latent, kind, position
 
     def _force_stop(self, row: _Row) -> tuple[int, Kind, tuple[int, int, int]]:
-        position = (row.stop_id,) * 3
-        row.events.append(
-            Event(type="forced", position_ids=position, token=self.vocabulary.stop, phase=row.phase)
-        )
+        position = row.stop_id, row.stop_id, row.stop_id
+        row.events.append(Event(type="forced", position_ids=position, token=self.vocabulary.stop, phase=row.phase))
         row.slot, row.next_id = -1, row.stop_id + 1
         return self.vocabulary.stop, Kind.STOP, position
 
@@ -206,7 +209,7 @@ class _Decoder:
         if token == self.vocabulary.chat_end:
             row.done, row.finish = True, "stop"
             return self.vocabulary.pad, Kind.PAD, (0, 0, 0)
-        position = (row.next_id,) * 3
+        position = row.next_id, row.next_id, row.next_id
         row.new_tokens += 1
         row.next_id += 1
         opens = token == self.vocabulary.trigger
@@ -251,5 +254,3 @@ class _Decoder:
 def _triple(ids: torch.Tensor) -> tuple[int, int, int]:
     t, h, w = ids.tolist()
     return t, h, w
-
-

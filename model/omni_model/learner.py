@@ -7,6 +7,7 @@ from torch import nn
 
 from omni_model.backbone import Backbone
 from omni_model.batch import Batch
+from omni_model.heads import Heads
 from omni_model.losses import learned_positions, text_loss
 from omni_model.methods.base import Method
 from omni_model.unroll import unroll
@@ -19,13 +20,11 @@ class Learner(nn.Module):
         super().__init__()
         self.backbone: Backbone = backbone  # type: ignore[assignment]
         self.method = method
-        self.heads = method.build_heads(self.backbone.width)
+        self.heads: Heads = method.build_heads(self.backbone.width)
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Named scalars: `loss` with gradient, the raw terms without, and `tokens`, the number of positions run."""
-        outcome = unroll(
-            self.backbone, self.heads.feedback, batch, self.method.unroll, training=self.training
-        )
+        outcome = unroll(self.backbone, self.heads.feedback, batch, self.method.unroll, training=self.training)
         learned, wanted = learned_positions(batch.labels_BL)
         logits = self.backbone.logits(outcome.hidden_BLD[:, :-1][learned])
         terms = {"text": text_loss(logits, wanted), **self.method.losses(self.heads, outcome, batch)}

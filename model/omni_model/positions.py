@@ -5,7 +5,9 @@ Position ids have three axes (time, height, width). Text counts up on all three 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -80,12 +82,10 @@ def _chunks(ids: list[int]) -> list[tuple[int, int]]:
             cuts.append(i)
             limit += length
     cuts.append(len(ids))
-    return list(zip(cuts[:-1], cuts[1:], strict=True))
+    return list(pairwise(cuts))
 
 
-def latent_offsets(
-    mode: Ospe, *, num_visual: int, num_audio: int, segment_s: float = 0.0
-) -> tuple[torch.Tensor, int]:
+def latent_offsets(mode: Ospe, *, num_visual: int, num_audio: int, segment_s: float = 0.0) -> tuple[torch.Tensor, int]:
     """Positions of one phase's latent slots relative to the id after its trigger, and the offset of the stop token.
 
     OSPE (LatentOmni Eq. 3): latents of the same moment get the same temporal id, so that rotary attention between a
@@ -103,18 +103,20 @@ def latent_offsets(
     if mode == "none":
         return torch.arange(total).expand(3, -1).clone(), total
     if mode == "tmrope":
-        span = round(IDS_PER_SECOND * segment_s)
-        visual = (torch.arange(num_visual) * (span / max(num_visual, 1))).round().long()
-        audio = (torch.arange(num_audio) * (span / max(num_audio, 1))).round().long()
-        ids = torch.cat([visual, audio])
+        span = IDS_PER_SECOND * segment_s
+        ids = torch.cat([_spread(num_visual, span), _spread(num_audio, span)])
         return ids.expand(3, -1).clone(), int(ids.max()) + 1 if total else 0
-    audio = (torch.arange(num_audio) * (num_visual / max(num_audio, 1))).round().long()
-    if num_visual == 0:
-        audio = torch.arange(num_audio)
+    # Without visual slots there is nothing to keep time with, and audio slots count up.
+    audio = _spread(num_audio, num_visual or num_audio)
     ids = torch.cat([torch.arange(num_visual), audio]).expand(3, -1).clone()
     if mode == "code_compat":
         ids[1:, num_visual:] = -1
     return ids, total
+
+
+def _spread(count: int, length: float) -> torch.Tensor:
+    """`count` slots spread evenly over `length` ids, to the nearest id (halves up, in exact arithmetic)."""
+    return torch.tensor([math.floor(i * length / count + 0.5) for i in range(count)], dtype=torch.long)
 
 
 def place_latents(offsets: torch.Tensor, base: int) -> torch.Tensor:

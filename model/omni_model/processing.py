@@ -35,12 +35,11 @@ def fit_size(height_px: int, width_px: int, *, min_pixels: int, max_pixels: int)
     factor = PATCH_PX * MERGE
     if max(height_px, width_px) > 200 * min(height_px, width_px):
         raise ValueError(f"a picture of {width_px} x {height_px} px is too long and thin; crop it first")
-    height, width = (max(factor, round(side / factor) * factor) for side in (height_px, width_px))
+    # A side under half a patch rounds to nothing, and the picture then counts as too small.
+    height, width = (round(side / factor) * factor for side in (height_px, width_px))
     if height * width > max_pixels:
         scale = math.sqrt(height_px * width_px / max_pixels)
-        height, width = (
-            max(factor, math.floor(side / scale / factor) * factor) for side in (height_px, width_px)
-        )
+        height, width = (max(factor, math.floor(side / scale / factor) * factor) for side in (height_px, width_px))
     elif height * width < min_pixels:
         scale = math.sqrt(min_pixels / (height_px * width_px))
         height, width = (math.ceil(side * scale / factor) * factor for side in (height_px, width_px))
@@ -68,9 +67,9 @@ def patchify(frames_FHW3: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     num_frames, height, width, _ = frames.shape
     if height % (PATCH_PX * MERGE) or width % (PATCH_PX * MERGE):
         raise ValueError(f"frames of {width} x {height} px do not divide into patches; call resize_frames first")
-    pixels = (frames.permute(0, 3, 1, 2).float() / 255 - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(
-        _STD
-    )[:, None, None]
+    pixels = (frames.permute(0, 3, 1, 2).float() / 255 - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_STD)[
+        :, None, None
+    ]
     t, h, w = num_frames // TEMPORAL_PATCH, height // PATCH_PX, width // PATCH_PX
     split = pixels.view(t, TEMPORAL_PATCH, 3, h // MERGE, MERGE, PATCH_PX, w // MERGE, MERGE, PATCH_PX)
     patches = split.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, -1)

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-
 import torch
 from torch import nn
 from transformers import Cache, Qwen2_5OmniThinkerForConditionalGeneration
@@ -19,16 +18,14 @@ class QwenOmniBackbone(nn.Module):
     def __init__(self, thinker: Qwen2_5OmniThinkerForConditionalGeneration) -> None:
         super().__init__()
         self.thinker = thinker
-        self.width: int = thinker.config.text_config.hidden_size
+        self.width: int = thinker.config.get_text_config().hidden_size
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         return self.thinker.get_input_embeddings()(input_ids)
 
     def encode(self, media: MediaBatch) -> Encoded:
         model = self.thinker.model
-        visual = model.visual(
-            media.patches.to(model.visual.dtype), grid_thw=media.grid_thw
-        ).pooler_output
+        visual = model.visual(media.patches.to(model.visual.dtype), grid_thw=media.grid_thw).pooler_output
         if len(media.mel_lengths) == 0:
             return Encoded(visual_ND=visual, audio_ND=visual.new_zeros(0, self.width))
         audio = model.audio_tower(
@@ -47,11 +44,9 @@ class QwenOmniBackbone(nn.Module):
         text = self.thinker.model.language_model
         mask = mask_BQK[:, None]
         if text.config._attn_implementation == "eager":
-            mask = torch.zeros_like(mask, dtype=inputs_BQD.dtype).masked_fill(
-                ~mask, torch.finfo(inputs_BQD.dtype).min
-            )
+            mask = torch.zeros_like(mask, dtype=inputs_BQD.dtype).masked_fill(~mask, torch.finfo(inputs_BQD.dtype).min)
         # A dict is taken as it is: the stock model then builds no mask of its own.
-        kinds = set(text.config.layer_types)
+        kinds = set(text.config.layer_types or ())
         return text(
             inputs_embeds=inputs_BQD,
             position_ids=position_ids_3BQ,
@@ -65,4 +60,5 @@ class QwenOmniBackbone(nn.Module):
 
     def modules_by_group(self) -> dict[str, nn.Module]:
         model = self.thinker.model
-        return {"vision": model.visual, "audio": model.audio_tower, "llm": model.language_model}
+        llm = nn.ModuleList([model.language_model, self.thinker.lm_head])
+        return {"vision": model.visual, "audio": model.audio_tower, "llm": llm}

@@ -106,9 +106,11 @@ class Reasoner:
         `override` replaces the latents that are fed, for controls.
         """
         plans = [self.plan(ask) for ask in asks]
-        rollouts = self.rollouts(
-            plans, max_new_tokens=max_new_tokens, max_phases=max_phases, override=override
-        )
+        rollouts = self.rollouts(plans, max_new_tokens=max_new_tokens, max_phases=max_phases, override=override)
+        return self.replies(asks, plans, rollouts)
+
+    def replies(self, asks: Sequence[Ask], plans: Sequence[Plan], rollouts: Sequence[Rollout]) -> list[Reply]:
+        """Read rollouts as replies."""
         return [self._reply(a, p, r) for a, p, r in zip(asks, plans, rollouts, strict=True)]
 
     def plan(self, ask: Ask) -> Plan:
@@ -142,7 +144,7 @@ class Reasoner:
         )
 
     def _reply(self, ask: Ask, plan: Plan, rollout: Rollout) -> Reply:
-        text = self._model.loaded.tokenizer.decode(rollout.tokens, skip_special_tokens=True).strip()
+        text = str(self._model.loaded.tokenizer.decode(rollout.tokens, skip_special_tokens=True)).strip()
         phases = self._phases(plan, rollout)
         return Reply(
             text=text,
@@ -150,7 +152,7 @@ class Reasoner:
             phases=phases,
             prompt_tokens=len(plan),
             completion_tokens=len(rollout.tokens),
-            latent_steps=sum(e.type == "latent" for e in rollout.events),
+            latent_steps=rollout.latent_steps,
             finish_reason=rollout.finish_reason,
         )
 
@@ -173,11 +175,15 @@ class Reasoner:
                 of_kind = plan.kinds == kind
                 if len(part) and bool(of_kind.any()):
                     moments.append(
-                        _nearest(name, part, features_LD[of_kind], plan.times_s[of_kind], plan.media.seconds_per_grid)
+                        _nearest(
+                            name,
+                            part,
+                            features_LD[of_kind],
+                            plan.times_s[of_kind],
+                            plan.media.seconds_per_grid,
+                        )
                     )
-            phases.append(
-                Phase(position=position, num_visual=num_visual, num_audio=num_audio, moments=tuple(moments))
-            )
+            phases.append(Phase(position=position, num_visual=num_visual, num_audio=num_audio, moments=tuple(moments)))
         return tuple(phases)
 
 
@@ -194,14 +200,15 @@ def _nearest(
 ) -> Moment:
     """The window of the clip whose pooled features are nearest to the latents on average."""
     window = (times_s / window_s + 1e-4).long()
-    pooled_WKD = torch.stack(
-        [norm_weighted_pool(features_ND[window == w], len(latents_KD)) for w in window.unique()]
-    )
+    pooled_WKD = torch.stack([norm_weighted_pool(features_ND[window == w], len(latents_KD)) for w in window.unique()])
     # What all moments share says nothing about which one is meant.
     common_KD = pooled_WKD.mean(0)
     scores_W = F.cosine_similarity(pooled_WKD - common_KD, latents_KD.float() - common_KD, dim=-1).mean(-1)
     best = int(scores_W.argmax())
     start_s = float(window.unique()[best]) * window_s
     return Moment(
-        modality=modality, start_s=start_s, end_s=start_s + window_s, similarity=round(float(scores_W[best]), 4)
+        modality=modality,
+        start_s=start_s,
+        end_s=start_s + window_s,
+        similarity=round(float(scores_W[best]), 4),
     )

@@ -22,7 +22,8 @@ class Stream:
     """A batch being fed piece by piece."""
 
     def __init__(self, backbone: Backbone, *, bottleneck: Bottleneck, training: bool) -> None:
-        self._backbone, self._bottleneck, self._training = backbone, bottleneck, training
+        self._backbone, self._training = backbone, training
+        self._bottleneck: Bottleneck = bottleneck
         self._cache = DynamicCache()
         self._keys: Seen | None = None
 
@@ -38,12 +39,8 @@ class Stream:
         # Softmax over nothing is undefined: padding sees itself, and nobody sees padding.
         own = torch.eye(count, dtype=torch.bool, device=rule.device) & (new.index < 0)[:, :, None]
         rule[:, :, -count:] |= own
-        return self._backbone.run(
-            inputs_BND, position_ids_3BQ=position_ids_3BN, mask_BQK=rule, cache=self._cache
-        )
+        return self._backbone.run(inputs_BND, position_ids_3BQ=position_ids_3BN, mask_BQK=rule, cache=self._cache)
 
 
 def _concatenate(old: Seen, new: Seen) -> Seen:
-    return replace(
-        old, **{f.name: torch.cat([getattr(old, f.name), getattr(new, f.name)], 1) for f in fields(Seen)}
-    )
+    return replace(old, **{f.name: torch.cat([getattr(old, f.name), getattr(new, f.name)], 1) for f in fields(Seen)})

@@ -12,7 +12,6 @@ import torch
 
 from omni_model.batch import Batch, collate
 from omni_model.folder import Preparation, load_backbone, save_folder
-from omni_model.heads import Heads
 from omni_model.learner import Learner
 from omni_model.methods import make_method
 from omni_model.sequence import Plan, PlanBuilder, prepare_media
@@ -62,11 +61,14 @@ class ReasoningTask:
         self.config = config
         self._method = make_method(config.method, config.options)
         self._loaded = load_backbone(config.model_name_or_path)
-        self._preparation = Preparation(
-            **{f.name: getattr(config, f.name) for f in fields(Preparation)}
-        )
+        self._preparation = Preparation(**{f.name: getattr(config, f.name) for f in fields(Preparation)})
         self.module = Learner(self._loaded.backbone, self._method)
         self._freeze()
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of every raw term in the loss."""
+        return {"text": 1.0, **self._method.weights}
 
     def collate(self, rows: Sequence[TrainingRow]) -> Batch:
         """Lay rows out and pad them to one batch. Raises `ValueError` naming a sample that is too long."""
@@ -87,7 +89,8 @@ class ReasoningTask:
         plan = builder.build()
         if len(plan) > self.config.max_length:
             raise ValueError(
-                f"sample {row.sample.sample_id} has {len(plan)} positions, more than max_length={self.config.max_length}; "
+                f"sample {row.sample.sample_id} has {len(plan)} positions, more than "
+                f"max_length={self.config.max_length}; "
                 "shorten the clip, lower video_max_pixels or raise max_length"
             )
         return plan
@@ -102,7 +105,6 @@ class ReasoningTask:
 
     def export(self, folder: Path) -> None:
         """Write the model as a folder that stock `from_pretrained` and `load_reasoner` load."""
-        assert isinstance(self.module.heads, Heads)
         save_folder(
             folder,
             backbone=self._loaded.backbone,

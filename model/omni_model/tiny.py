@@ -18,7 +18,7 @@ from omni_model.vocabulary import CHAT_TOKENS, LATENT_TOKENS, MEDIA_TOKENS, Voca
 
 @dataclass(frozen=True, kw_only=True)
 class TinyConfig:
-    """Sizes of the toy model; the defaults give about 1.2 million weights."""
+    """Sizes of the toy model; the defaults give about 1.3 million weights."""
 
     hidden_size: int = 96
     num_layers: int = 3
@@ -31,7 +31,6 @@ class TinyConfig:
     tower_layers: int = 2
     vocab_size: int = 512
     initializer_range: float = 0.05
-    seed: int = 0
 
 
 def train_tokenizer(corpus: Iterable[str], *, vocab_size: int = 512) -> PreTrainedTokenizerFast:
@@ -54,11 +53,16 @@ def train_tokenizer(corpus: Iterable[str], *, vocab_size: int = 512) -> PreTrain
     lines = [form for line in corpus for form in (line, f" {line}")]
     tokenizer.train_from_iterator([*lines, *["user", "assistant", "system"] * 50], trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", additional_special_tokens=special
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=special,
     )
 
 
-def build_tiny(config: TinyConfig, vocabulary: Vocabulary) -> Qwen2_5OmniThinkerForConditionalGeneration:
+def build_tiny(
+    config: TinyConfig, vocabulary: Vocabulary, *, seed: int = 0
+) -> Qwen2_5OmniThinkerForConditionalGeneration:
     """A randomly initialised toy Thinker."""
     head_dim = config.hidden_size // config.num_heads
     sixth = head_dim // 2 // 8
@@ -102,9 +106,10 @@ def build_tiny(config: TinyConfig, vocabulary: Vocabulary) -> Qwen2_5OmniThinker
         image_token_index=vocabulary.image,
         audio_start_token_id=vocabulary.audio_begin,
         audio_end_token_id=vocabulary.audio_end,
-        vision_start_token_id=vocabulary.vision_begin,
-        vision_end_token_id=vocabulary.vision_end,
         initializer_range=config.initializer_range,
     )
-    torch.manual_seed(config.seed)
+    # Read by the stock position computation, though not fields of its config class.
+    setattr(thinker, "vision_start_token_id", vocabulary.vision_begin)  # noqa: B010
+    setattr(thinker, "vision_end_token_id", vocabulary.vision_end)  # noqa: B010
+    torch.manual_seed(seed)
     return Qwen2_5OmniThinkerForConditionalGeneration(thinker)

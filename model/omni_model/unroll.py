@@ -62,6 +62,8 @@ def unroll(backbone: Backbone, feedback: Feedback, batch: Batch, config: UnrollC
     seen = look_at(batch.kinds_BL, batch.blocks_BL)
     media = (batch.kinds_BL == Kind.VISUAL) | (batch.kinds_BL == Kind.AUDIO)
     scale_B = media_scale(inputs, media)
+    stream = Stream(backbone, bottleneck=config.bottleneck, training=training)
+    taught_BPK = _taught(batch, config.teacher_share if training else 0.0)
     if batch.num_slots == 0:
         hidden = _run_parallel(backbone, inputs, batch, seen, config, training=training)
     elif config.engine == "teacher_parallel":
@@ -70,11 +72,11 @@ def unroll(backbone: Backbone, feedback: Feedback, batch: Batch, config: UnrollC
     elif config.gradient == "detached":
         # Own latents as constants: roll out without a graph, then learn in one parallel pass over the result.
         with torch.no_grad():
-            rolled = _run_recurrent(backbone, feedback, inputs, batch, seen, scale_B, config, training=training)
-            own = _latents(feedback, rolled, batch, scale_B)
-        hidden = _run_parallel(backbone, _fill(inputs, batch, own), batch, seen, config, training=training)
+            rolled = _run_recurrent(stream, feedback, inputs, batch, seen, scale_B, taught_BPK)
+            fed = _mix(_latents(feedback, rolled, batch, scale_B), batch, taught_BPK)
+        hidden = _run_parallel(backbone, _fill(inputs, batch, fed), batch, seen, config, training=training)
     else:
-        hidden = _run_recurrent(backbone, feedback, inputs, batch, seen, scale_B, config, training=training)
+        hidden = _run_recurrent(stream, feedback, inputs, batch, seen, scale_B, taught_BPK)
     return Unrolled(
         hidden_BLD=hidden,
         latents_BPKD=_latents(feedback, hidden, batch, scale_B),
@@ -84,25 +86,28 @@ def unroll(backbone: Backbone, feedback: Feedback, batch: Batch, config: UnrollC
 
 
 def _run_parallel(
-    backbone: Backbone, inputs: torch.Tensor, batch: Batch, seen: Seen, config: UnrollConfig, *, training: bool
+    backbone: Backbone,
+    inputs: torch.Tensor,
+    batch: Batch,
+    seen: Seen,
+    config: UnrollConfig,
+    *,
+    training: bool,
 ) -> torch.Tensor:
     mask = with_self(allowed(seen, seen, bottleneck=config.bottleneck, training=training))
     return backbone.run(inputs, position_ids_3BQ=batch.position_ids_3BL, mask_BQK=mask)
 
 
 def _run_recurrent(
-    backbone: Backbone,
+    stream: Stream,
     feedback: Feedback,
     inputs: torch.Tensor,
     batch: Batch,
     seen: Seen,
     scale_B: torch.Tensor,
-    config: UnrollConfig,
-    *,
-    training: bool,
+    taught_BPK: torch.Tensor | None,
 ) -> torch.Tensor:
     """Text pieces in one go, slots one by one, over a cache. Returns hidden states in sequence order (B, L, D)."""
-    stream = Stream(backbone, bottleneck=config.bottleneck, training=training)
     fed_index: list[torch.Tensor] = []
     fed_hidden: list[torch.Tensor] = []
 
@@ -123,8 +128,7 @@ def _run_recurrent(
         last_B = (piece >= 0).sum(1).clamp(min=1) - 1
         state_BD = hidden[torch.arange(len(last_B), device=last_B.device), last_B]
         for slot in range(batch.num_slots):
-            vector_BD = feedback(state_BD, scale_B)
-            vector_BD = _mix(vector_BD, batch, phase, slot, config.teacher_share if training else 0.0)
+            vector_BD = _mix(feedback(state_BD, scale_B), batch, taught_BPK, (slice(None), phase, slot))
             index_B1 = torch.where(present_B, trigger_B + 1 + slot, -1)[:, None]
             state_BD = feed(index_B1, vector_BD[:, None])[:, 0]
         start_B = torch.where(present_B, trigger_B + 1 + batch.num_slots, start_B)
@@ -133,19 +137,23 @@ def _run_recurrent(
     return _in_order(torch.cat(fed_index, 1), torch.cat(fed_hidden, 1), inputs.shape[1])
 
 
+def _taught(batch: Batch, share: float) -> torch.Tensor | None:
+    """bool (B, P, K), drawn slot by slot: the slot is fed its anchor instead of the own latent. None for no slot."""
+    if share == 0.0:
+        return None
+    return torch.rand(*batch.triggers_BP.shape, batch.num_slots, device=batch.triggers_BP.device) < share
+
+
 def _mix(
-    own_BD: torch.Tensor, batch: Batch, phase: int, slot: int, teacher_share: float
+    own: torch.Tensor, batch: Batch, taught_BPK: torch.Tensor | None, at: tuple[slice | int, ...] = ()
 ) -> torch.Tensor:
-    if teacher_share == 0.0:
-        return own_BD
-    anchor_BD = _need_anchors(batch)[:, phase, slot].to(own_BD.dtype)
-    taught_B1 = torch.rand(len(own_BD), 1, device=own_BD.device) < teacher_share
-    return torch.where(taught_B1, anchor_BD, own_BD)
+    """Own latents, or the anchors where slots are taught; `at` selects the phase and slot that `own` belongs to."""
+    if taught_BPK is None:
+        return own
+    return torch.where(taught_BPK[at][..., None], _need_anchors(batch)[at].to(own.dtype), own)
 
 
-def _latents(
-    feedback: Feedback, hidden_BLD: torch.Tensor, batch: Batch, scale_B: torch.Tensor
-) -> torch.Tensor:
+def _latents(feedback: Feedback, hidden_BLD: torch.Tensor, batch: Batch, scale_B: torch.Tensor) -> torch.Tensor:
     """z_k = P(h at trigger + k - 1), phase by phase: (B, P, K, D)."""
     (rows, phases), slots = batch.triggers_BP.shape, batch.num_slots
     width = hidden_BLD.shape[-1]
@@ -171,7 +179,9 @@ def _slot_index(batch: Batch, *, first: int) -> torch.Tensor:
 
 def _need_anchors(batch: Batch) -> torch.Tensor:
     if batch.anchors_BPKD is None:
-        raise ValueError("this engine feeds anchors but the batch has none; preprocess the manifest with its trajectories")
+        raise ValueError(
+            "this engine feeds anchors but the batch has none; preprocess the manifest with its trajectories"
+        )
     return batch.anchors_BPKD
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-from torch import nn
 
 from omni_model.batch import Batch
+from omni_model.heads import Heads
 from omni_model.sequence import PlanBuilder
 from omni_model.unroll import UnrollConfig, Unrolled
 from omni_platform.schema import Sample
@@ -49,10 +49,10 @@ class Method(Protocol):
         """
         ...
 
-    def build_heads(self, width: int) -> nn.Module:
+    def build_heads(self, width: int) -> Heads:
         """Weights of the method's own beside the backbone's, `feedback` among them."""
         ...
 
-    def losses(self, heads: nn.Module, outcome: Unrolled, batch: Batch) -> dict[str, torch.Tensor]:
+    def losses(self, heads: Heads, outcome: Unrolled, batch: Batch) -> dict[str, torch.Tensor]:
         """Named raw losses beside the text loss, each with the reduction its function declares."""
         ...

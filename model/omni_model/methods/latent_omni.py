@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import nn
+import torch.nn.functional as F
 
 from omni_model.batch import Batch
 from omni_model.feedback import FeedbackKind
@@ -50,6 +50,9 @@ class LatentOmni:
     """What ties latents to anchors."""
     latent_reduction: Reduction = "sum"
     """Over the width: the paper's Eq. 5 sums, its code takes the mean."""
+    normalise_anchors: bool = False
+    """Compare squared errors with anchors scaled to root mean square 1: hidden states after the final norm are near 1,
+    while a small model's towers may make features fifty times larger."""
     latent_weight: float = 0.005
     """lambda 1 of Eq. 7."""
     latent_temperature: float = 0.1
@@ -105,15 +108,12 @@ class LatentOmni:
         builder.end_turn()
 
     def slot_offsets(self) -> tuple[torch.Tensor, int]:
-        return latent_offsets(
-            self.ospe, num_visual=self.num_visual, num_audio=self.num_audio, segment_s=self.segment_s
-        )
+        return latent_offsets(self.ospe, num_visual=self.num_visual, num_audio=self.num_audio, segment_s=self.segment_s)
 
-    def build_heads(self, width: int) -> nn.Module:
+    def build_heads(self, width: int) -> Heads:
         return Heads(width, feedback=self.feedback, norm_match=self.norm_match, sync=self.sync_weight > 0)
 
-    def losses(self, heads: nn.Module, outcome: Unrolled, batch: Batch) -> dict[str, torch.Tensor]:
-        assert isinstance(heads, Heads)
+    def losses(self, heads: Heads, outcome: Unrolled, batch: Batch) -> dict[str, torch.Tensor]:
         sync = outcome.hidden_BLD.sum() * 0.0
         if heads.sync is not None:
             sync = self._sync(heads.sync, outcome, batch)
@@ -123,6 +123,8 @@ class LatentOmni:
         if batch.anchors_BPKD is None:
             raise ValueError("the latent loss needs anchors; preprocess the manifest with its trajectories")
         latents, anchors, present = outcome.latents_BPKD, batch.anchors_BPKD, outcome.present_BP
+        if self.normalise_anchors:
+            anchors = F.normalize(anchors.float(), dim=-1) * anchors.shape[-1] ** 0.5
         if self.latent_loss == "mse":
             return regression_loss(latents, anchors, present, reduction=self.latent_reduction)
         if self.latent_loss == "cosine":
@@ -147,17 +149,15 @@ class LatentOmni:
                 continue
             terms.append(
                 sync_loss(
-                    norm_weighted_pool(heads.visual(visual.float()), moments),
-                    norm_weighted_pool(heads.audio(audio.float()), moments),
+                    norm_weighted_pool(heads.visual(visual.to(heads.log_scale.dtype)), moments),
+                    norm_weighted_pool(heads.audio(audio.to(heads.log_scale.dtype)), moments),
                     heads.scale,
                 )
             )
         return total + torch.stack(terms).mean() if terms else total
 
 
-def _segment_features(
-    outcome: Unrolled, batch: Batch, row: int, phase: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _segment_features(outcome: Unrolled, batch: Batch, row: int, phase: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The row's own visual and audio features whose time lies in the phase's segment, in token order."""
     start_s, end_s = batch.looks_s_BP2[row, phase].tolist()
     times, kinds, source = batch.times_s_BL[row], batch.kinds_BL[row], batch.source_BL[row]

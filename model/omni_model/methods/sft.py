@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
 
 from omni_model.batch import Batch
 from omni_model.heads import Heads
@@ -31,10 +30,10 @@ class AnswerOnly:
     def slot_offsets(self) -> tuple[torch.Tensor, int]:
         raise ValueError(f"method {self.name} has no latent phases")
 
-    def build_heads(self, width: int) -> nn.Module:
+    def build_heads(self, width: int) -> Heads:
         return Heads(width)
 
-    def losses(self, heads: nn.Module, outcome: Unrolled, batch: Batch) -> dict[str, torch.Tensor]:
+    def losses(self, heads: Heads, outcome: Unrolled, batch: Batch) -> dict[str, torch.Tensor]:
         return {}
 
 
@@ -61,8 +60,8 @@ class TextCot:
     def slot_offsets(self) -> tuple[torch.Tensor, int]:
         raise ValueError(f"method {self.name} has no latent phases")
 
-    def build_heads(self, width: int) -> nn.Module:
+    def build_heads(self, width: int) -> Heads:
         return Heads(width)
 
-    def losses(self, heads: nn.Module, outcome: Unrolled, batch: Batch) -> dict[str, torch.Tensor]:
+    def losses(self, heads: Heads, outcome: Unrolled, batch: Batch) -> dict[str, torch.Tensor]:
         return {}

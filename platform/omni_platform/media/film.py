@@ -146,7 +146,7 @@ def colour_at_tone(scene: Scene, rng: np.random.Generator) -> Question | None:
         answer=answer,
         options=COLOURS,
         trajectory=(
-            TextStep(text=f"The {tone.name} tone:"),
+            TextStep(text=f"Listen for {tone.name}"),
             _look(scene, tone.shot),
             TextStep(text=f" {answer}. Answer: {answer}"),
         ),
@@ -168,7 +168,7 @@ def tone_at_colour(scene: Scene, rng: np.random.Generator) -> Question | None:
         answer=answer,
         options=(*TONES, "none"),
         trajectory=(
-            TextStep(text=f"The {colour} shape:"),
+            TextStep(text=f"Look for {colour}"),
             _look(scene, shot),
             TextStep(text=f" {answer}. Answer: {answer}"),
         ),
@@ -188,9 +188,9 @@ def colour_after_tone(scene: Scene, rng: np.random.Generator) -> Question | None
         answer=answer,
         options=COLOURS,
         trajectory=(
-            TextStep(text=f"The {tone.name} tone:"),
+            TextStep(text=f"Listen for {tone.name}"),
             _look(scene, tone.shot),
-            TextStep(text=f" {here}. Then:"),
+            TextStep(text=f" {here}. Next"),
             _look(scene, tone.shot + 1),
             TextStep(text=f" {answer}. Answer: {answer}"),
         ),
@@ -264,6 +264,20 @@ def second_of_colour(scene: Scene, rng: np.random.Generator) -> Question | None:
     )
 
 
+def colour_then_tone(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """A single lookup that says its key first: a bridge from keyed lists to bare answers."""
+    k = int(rng.integers(len(scene.shots)))
+    colour = scene.shots[k].colour
+    return _caption("colour_then_tone", f"Name the tone of the {colour} shape.", [colour, scene.tone_in(k)])
+
+
+def colour_then_second(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """The same bridge for the second in which a colour is on screen."""
+    k = int(rng.integers(len(scene.shots)))
+    colour = scene.shots[k].colour
+    return _caption("colour_then_second", f"Name the second of the {colour} shape.", [colour, str(k + 1)])
+
+
 Maker = Callable[[Scene, np.random.Generator], Question | None]
 CROSS_MODAL: dict[str, Maker] = {
     "colour_at_tone": colour_at_tone,
@@ -281,6 +295,8 @@ SKILLS: dict[str, Maker] = {
     "colour_at_second": colour_at_second,
     "second_of_tone": second_of_tone,
     "second_of_colour": second_of_colour,
+    "colour_then_tone": colour_then_tone,
+    "colour_then_second": colour_then_second,
 }
 """Captions and single lookups: what a model must be able to do before the cross-modal questions are learnable."""
 FAMILIES: dict[str, Maker] = {**CROSS_MODAL, **SKILLS}

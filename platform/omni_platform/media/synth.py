@@ -7,15 +7,13 @@ Both paths draw with the same functions; the mp4 path adds what codecs do to it.
 
 from __future__ import annotations
 
-import json
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 
-from omni_platform.media.film import COLOURS_RGB, Question, Scene, Shot, ask, make_scene, to_sample
-from omni_platform.schema import Sample, TextStep
+from omni_platform.media.film import COLOURS_RGB, Scene, Shot
 
 SAMPLE_RATE_HZ = 16_000
 _AAC_FRAME = 1024
@@ -70,21 +68,25 @@ def render_waveform(scene: Scene) -> np.ndarray:
     return np.clip(wave, -1.0, 1.0)
 
 
-def write_mp4(scene: Scene, path: Path, *, side_px: int = 112, fps: int = 8) -> None:
-    """Render a scene into an mp4 file with one H.264 and one AAC stream."""
+def write_mp4(scene: Scene, path: Path, *, side_px: int = 112, fps: int = 8, with_sound: bool = True) -> None:
+    """Render a scene into an mp4 file with one H.264 stream and (unless told otherwise) one AAC stream."""
     times_s = np.arange(round(scene.duration_s * fps)) / fps
     frames = render_frames(scene, times_s=times_s, side_px=side_px)
     with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "veryfast"})
+        # Without its macroblock tree x264 gives the same bytes for the same pictures, every time.
+        options = {"crf": "18", "preset": "veryfast", "x264-params": "mbtree=0"}
+        video = container.add_stream("libx264", rate=fps, options=options)
         video.width = video.height = side_px
         video.pix_fmt = "yuv420p"
         video.codec_context.thread_count = 1
-        audio = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono")
+        # Streams are declared before the first packet, or the header lacks them.
+        audio = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono") if with_sound else None
         for frame in frames:
             container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(video.encode(None))
-        for packet in _encode_audio(audio, render_waveform(scene)):
-            container.mux(packet)
+        if audio is not None:
+            for packet in _encode_audio(audio, render_waveform(scene)):
+                container.mux(packet)
 
 
 def _encode_audio(stream: av.AudioStream, wave: np.ndarray):
@@ -95,47 +97,3 @@ def _encode_audio(stream: av.AudioStream, wave: np.ndarray):
         frame.time_base = Fraction(1, SAMPLE_RATE_HZ)
         yield from stream.encode(frame)
     yield from stream.encode(None)
-
-
-def write_film(
-    folder: Path, *, seed: int, num_clips: int, families: tuple[str, ...], first_index: int = 0, progress=iter
-) -> list[Sample]:
-    """Render clips into `folder/clips` and their questions into `folder/manifest.jsonl`; returns the samples.
-
-    `progress` wraps the clip indices (a progress bar). The manifest is written last, so its presence says
-    that every clip it names is there.
-    """
-    clips = folder / "clips"
-    clips.mkdir(parents=True, exist_ok=True)
-    samples: list[Sample] = []
-    for index in progress(range(first_index, first_index + num_clips)):
-        scene = make_scene(seed=seed, index=index)
-        name = f"film-{seed}-{index:05d}"
-        write_mp4(scene, clips / f"{name}.mp4")
-        samples += _samples_of(scene, name, families)
-    lines = [json.dumps(manifest_line(sample)) for sample in samples]
-    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
-    return samples
-
-
-def _samples_of(scene: Scene, name: str, families: tuple[str, ...]) -> list[Sample]:
-    questions: list[Question] = ask(scene, families)
-    return [
-        to_sample(q, sample_id=f"{name}-q{i}", clip_uri=f"clips/{name}.mp4") for i, q in enumerate(questions)
-    ]
-
-
-def manifest_line(sample: Sample) -> dict:
-    """A sample in the form of a JSONL manifest line."""
-    return {
-        "id": sample.sample_id,
-        "clip": sample.clip_uri,
-        "question": sample.question,
-        "options": list(sample.options),
-        "answer": sample.answer,
-        "question_type": sample.question_type,
-        "trajectory": [
-            {"text": s.text} if isinstance(s, TextStep) else {"segment": [s.start_s, s.end_s]}
-            for s in sample.trajectory
-        ],
-    }

@@ -1,0 +1,76 @@
+# Every door of the house from a fresh clone. `make` alone lists the targets.
+
+VENV   := .venv
+PY     := $(VENV)/bin/python
+# Not `python -m pytest`: that puts the repository root on the path, where platform/ has no business.
+PYTEST := $(VENV)/bin/pytest
+STAMP  := $(VENV)/.installed
+# The pin lives in pyproject.toml alone. torch goes in first: packages that build from source look for it.
+TORCH  := $(shell sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+ENV    ?= kind
+DEVICE ?= cpu
+IMAGE  ?= latentomni
+
+# Unset, a token file left by another cluster makes a local `ray job submit` answer 401.
+export RAY_AUTH_MODE ?= disabled
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo base test test-slow check format bench render image clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## make .venv and install the project into it (does nothing when up to date)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
+		|| { echo "Python 3.11 or 3.12 is needed; name one: make setup PYTHON=python3.11"; exit 1; }
+	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV) \
+		|| { echo "The venv module is missing: apt-get install python3-venv"; exit 1; }
+	$(PY) -m pip install "$(TORCH)"
+	$(PY) -m pip install -e '.[dev]'
+	$(PY) -m pip check
+	@$(PY) -c 'import torch; n = torch.cuda.device_count(); \
+		print(f"torch {torch.__version__}: " + (f"GPU ({n} x {torch.cuda.get_device_name(0)})" if n else "CPU"))'
+	@touch $@
+
+demo: setup  ## the whole path on this machine: clips, training, evaluation, an answer over HTTP
+	$(PY) jobs/demo.py
+
+base: setup  ## make the small base checkpoint that the demo starts from
+	$(PY) jobs/base.py --config jobs/configs/train/tiny_base.yaml
+
+test: setup  ## the tests that need neither a GPU nor patience
+	$(PYTEST) tests
+
+test-slow: setup  ## the tests that take more than half a minute each
+	$(PYTEST) tests -m slow
+
+check: setup  ## format, lint, types, import contracts, and the one file that must not exist
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyright
+	$(VENV)/bin/lint-imports
+	$(PYTEST) tests/test_house.py -k platform_package
+
+format: setup  ## rewrite the sources as `make check` wants them
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+bench: setup  ## every ratio in benchmarks/, or one: make bench NAME=unroll
+	@set -e; for file in $(if $(NAME),benchmarks/$(NAME).py,$(sort $(wildcard benchmarks/*.py))); do \
+		echo "$$file"; printed=$$($(PY) "$$file"); printf '%s\n' "$$printed" | grep '^{' | tail -n 1; \
+	done
+
+render: setup  ## print the manifests of one environment: make render ENV=gpu
+	@$(PY) infra/render.py $(ENV)
+
+image: ## build the cluster image: make image DEVICE=gpu
+	docker build -f infra/Dockerfile --build-arg DEVICE=$(DEVICE) \
+		-t $(IMAGE):$(shell sed -n 's/^ *newTag: *//p' infra/overlays/$(if $(filter gpu,$(DEVICE)),gpu,kind)/kustomization.yaml | head -n 1) .
+
+clean:  ## remove caches, build products and the demo's outputs (not .venv)
+	rm -rf outputs/demo dist build .pytest_cache .ruff_cache .import_linter_cache
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +

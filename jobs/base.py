@@ -1,0 +1,149 @@
+"""Make the toy base checkpoint: python jobs/base.py --config jobs/configs/train/tiny_base.yaml
+
+One process, no Ray: the toy model goes from random weights to single questions about the film. Tries the next seed by
+itself where a stage does not click.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from omni_model.curriculum import CourseConfig, Lesson, Packed, Stage, StageError, run_course
+from omni_model.folder import Preparation, save_folder
+from omni_model.methods import make_method
+from omni_model.qwen_omni import QwenOmniBackbone
+from omni_model.sequence import prepare_media
+from omni_model.tiny import TinyConfig, build_tiny, train_tokenizer
+from omni_model.vocabulary import read_vocabulary
+from omni_platform.artifacts import Card, write_card
+from omni_platform.config import fingerprint, parse_args, to_dict
+from omni_platform.media.film import ask, corpus, make_scene
+from omni_platform.media.synth import render_frames, render_waveform
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseConfig:
+    """The toy base and how it is taught."""
+
+    course: CourseConfig
+    tiny: TinyConfig = field(default_factory=TinyConfig)
+    preparation: Preparation = field(default_factory=Preparation)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Tried in this order until one gets through all stages."""
+    film_seed: int = 100
+    held_out_film_seed: int = 900
+    num_threads: int = 1
+    num_loaders: int = 1
+    """Processes that render lessons."""
+    output_dir: str = "outputs/tiny_base"
+
+
+CONFIG = BaseConfig
+
+
+@dataclass(frozen=True)
+class FilmTeacher:
+    """Lessons from the film, rendered straight to tensors; held-out lessons come from another seed."""
+
+    config: BaseConfig
+
+    def __call__(self, number: int, stage: Stage) -> Lesson:
+        seed = self.config.held_out_film_seed if number < 0 else self.config.film_seed
+        scene = make_scene(seed=seed, index=abs(number), num_shots=stage.num_shots)
+        fps = self.config.preparation.fps
+        times_s = np.arange(round(scene.duration_s * fps)) / fps
+        side_px = int(self.config.preparation.video_max_pixels**0.5)
+        frames = render_frames(scene, times_s=times_s, side_px=side_px)
+        media = prepare_media(frames, sample_fps=fps, waveform=render_waveform(scene))
+        families = tuple(family for family, count in stage.mix.items() for _ in range(count))
+        questions = tuple((q.family, q.text, q.answer) for q in ask(scene, families))
+        return Lesson(media=media, questions=questions)
+
+
+def main() -> None:
+    config = parse_args(BaseConfig)
+    torch.set_num_threads(config.num_threads)
+    tokenizer = train_tokenizer(corpus(), vocab_size=config.tiny.vocab_size)
+    vocabulary = read_vocabulary(tokenizer)
+    history: list[dict] = []
+
+    def report(stage: str, clips: int, figures: dict[str, float]) -> None:
+        history.append({"stage": stage, "clips": clips, **figures})
+        print(
+            f"{stage:>10} {clips:6d} clips  " + "  ".join(f"{k} {v:.2f}" for k, v in figures.items()),
+            flush=True,
+        )
+
+    for seed in config.seeds:
+        backbone = QwenOmniBackbone(build_tiny(config.tiny, vocabulary, seed=seed))
+        history.clear()
+        try:
+            teacher = FilmTeacher(config)
+            figures = run_course(
+                backbone,
+                tokenizer,
+                vocabulary,
+                config.course,
+                teach=teacher,
+                report=report,
+                load=_loader(config),
+            )
+        except StageError as failed:
+            print(f"seed {seed}: {failed}; trying the next seed", flush=True)
+            continue
+        method = make_method("sft")
+        heads = method.build_heads(backbone.width)
+        folder = Path(config.output_dir)
+        save_folder(
+            folder,
+            backbone=backbone,
+            tokenizer=tokenizer,
+            method=method,
+            heads=heads,
+            preparation=config.preparation,
+        )
+        (folder / "history.json").write_text(
+            json.dumps({"seed": seed, "held_out": figures, "history": history}, indent=1) + "\n"
+        )
+        clips = sum(row["clips"] for row in _last_of_each_stage(history))
+        resolved = {"config": to_dict(config), "config_fingerprint": fingerprint(config)}
+        write_card(folder, Card(name="tiny_base", counts={"clips": clips, "seed": seed}, **resolved))
+        print(f"base written to {folder}")
+        return
+    raise SystemExit("no seed got through the course; give more seeds, or raise max_clips of the stage named above")
+
+
+def _last_of_each_stage(history: list[dict]) -> list[dict]:
+    return list({row["stage"]: row for row in history}.values())
+
+
+def _loader(config: BaseConfig) -> Callable[[Callable[[int], Packed], Iterable[int]], Iterator[Packed]]:
+    def load(make: Callable[[int], Packed], numbers: Iterable[int]) -> Iterator[Packed]:
+        # File-backed sharing: the default runs out of file descriptors over many small tensors.
+        torch.multiprocessing.set_sharing_strategy("file_system")
+        lessons = _Lessons(make, list(numbers))
+        return iter(torch.utils.data.DataLoader(lessons, batch_size=None, num_workers=config.num_loaders))
+
+    return load
+
+
+@dataclass(frozen=True)
+class _Lessons(torch.utils.data.Dataset):
+    make: Callable[[int], Packed]
+    numbers: list[int]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, i: int) -> Packed:
+        return self.make(self.numbers[i])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Serve a model over HTTP until SIGTERM or SIGINT.
+
+python jobs/serve.py --config jobs/configs/serve/local.yaml port=8001
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+
+from omni_platform.config import parse_args
+from omni_platform.runtime import start_ray
+from omni_serving.config import ServeConfig
+from omni_serving.deploy import DeployError, deployed
+
+
+def main(argv: list[str] | None = None) -> None:
+    config = parse_args(ServeConfig, argv)
+    start_ray()
+    try:
+        # After Ray, which sets a handler of its own that ends the process at once.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _stop)
+        with deployed(config) as url:
+            print(_greeting(config, url), flush=True)
+            while True:
+                signal.pause()
+    except _Stop:
+        print("stopped", flush=True)
+    except (ValueError, DeployError) as error:
+        sys.exit(f"serve: {error}")
+
+
+class _Stop(BaseException):
+    """A signal asked the process to end; like KeyboardInterrupt no `except Exception` takes it."""
+
+
+def _stop(number: int, frame: object) -> None:
+    # The first is enough: a second one must not cut off the cleaning up.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise _Stop
+
+
+def _greeting(config: ServeConfig, url: str) -> str:
+    folder = config.allowed_media_dirs[0] if config.allowed_media_dirs else ""
+    clip = f"{folder}/clip.mp4" if folder else "data:video/mp4;base64,..."
+    content = [
+        {"type": "text", "text": "Which colour is on screen when the low tone sounds?"},
+        {"type": "video_url", "video_url": {"url": clip}},
+    ]
+    body = json.dumps({"model": config.model_name, "messages": [{"role": "user", "content": content}]})
+    return (
+        f"serving {config.model_name} at {url}\n"
+        f"try: curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""Preprocessing: manifest -> decoded clips -> anchors -> Parquet, as one streaming Ray Data job.
+
+Clips are decoded in tasks (each with a child process under a deadline) and encoded in an actor pool that also
+writes the parts; the driver sees counts only. Nothing is lost: rows in = rows out + rows quarantined.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy
+
+from omni_platform import storage
+from omni_platform.artifacts import CARD_NAME, Card, card_bytes, differences, find_card
+from omni_platform.config import fingerprint, to_dict
+from omni_platform.data.anchors import BuildEncoder
+from omni_platform.data.manifest import ManifestRead, read_manifest
+from omni_platform.data.parts import KINDS, find_duplicates, keep_whole_parts, read_column, write_table
+from omni_platform.data.quarantine import count_reasons, read_quarantine, refuse_share, to_table
+from omni_platform.data.stages import EncodeClips, decode_rows, input_tables
+from omni_platform.media.decode import DECODE_VERSION, MAX_PIXELS
+from omni_platform.schema import SCHEMA_VERSION
+
+logger = logging.getLogger(__name__)
+_SAME_CONTENT = ("overwrite_output_dir", "output_dir", "manifest", "clips_per_part", "memory_mb_per_decode")
+"""Fields that do not change what is written (and the manifest, whose content is fingerprinted instead)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig:
+    """What is read, how it is decoded, and on how much of the cluster."""
+
+    manifest: str
+    """A manifest file, or a folder with manifest.jsonl or manifest.parquet in it; local or s3://."""
+    output_dir: str
+    """The folder of the result; local (shared by all nodes of the cluster) or s3://."""
+    overwrite_output_dir: bool = False
+    """Make the output again even where the same inputs, config and encoder made it before."""
+    fps: float = 2.0
+    """Frames sampled per second of clip."""
+    fps_max_frames: int = 256
+    """At most so many frames per clip; longer clips are sampled more slowly."""
+    decode_max_pixels: int = MAX_PIXELS
+    """Pictures with more pixels are scaled down by the decoder; the encoder then brings them to its own size."""
+    use_audio_in_video: bool = True
+    """Decode the sound of the clips. Off, every clip is mute: only rows with needs_audio false are used."""
+    max_clip_duration_s: float | None = None
+    """Longer clips are quarantined."""
+    decode_deadline_s: float = 60.0
+    """A clip that takes longer to read and decode is cut off and quarantined."""
+    fail_above_quarantined_share: float = 1.0
+    """Fail when a larger share of the rows is quarantined (1 = never; all rows are an error in any case)."""
+    clips_per_part: int = 8
+    """Clips that an encoder takes at a time, and writes into one part."""
+    num_encoders: int = 1
+    """Encoder actors."""
+    num_cpus_per_encoder: float = 1.0
+    num_gpus_per_encoder: float = 0.0
+    num_cpus_per_decode: float = 1.0
+    """CPUs that one decoding task takes; the free CPUs divided by it are the clips decoded at a time."""
+    memory_mb_per_decode: int = 512
+    """Memory that Ray sets aside for a decoding task; raise it for long clips in large pictures."""
+
+    def __post_init__(self) -> None:
+        if self.fps <= 0 or self.fps_max_frames < 2:
+            raise ValueError("fps must be positive and fps_max_frames at least 2")
+        if min(self.decode_deadline_s, self.clips_per_part, self.num_encoders, self.memory_mb_per_decode) <= 0:
+            raise ValueError(
+                "decode_deadline_s, clips_per_part, num_encoders and memory_mb_per_decode must be positive"
+            )
+        if not 0 <= self.fail_above_quarantined_share <= 1:
+            raise ValueError("fail_above_quarantined_share is a share: it lies between 0 and 1")
+
+
+class AccountError(RuntimeError):
+    """Rows in are not rows out plus rows quarantined; the output is not published."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessResult:
+    """What a run made, or found already made."""
+
+    folder: str
+    card: Card
+    reused: bool
+    seconds: float
+
+    @property
+    def summary(self) -> str:
+        """One line for the log."""
+        counts = self.card.counts
+        reasons = [f"{n} {k.partition('.')[2]}" for k, n in counts.items() if k.startswith("quarantined.")]
+        told = f" ({', '.join(reasons)})" if reasons else ""
+        made = "reused (same inputs, config and encoder)" if self.reused else f"made in {self.seconds:.1f} s"
+        return (
+            f"preprocess: {counts['clips']} clips, {counts['samples']} samples, "
+            f"{counts['segments']} segments, {counts['quarantined']} quarantined{told}; {made}: {self.folder}"
+        )
+
+
+def preprocess(config: PreprocessConfig, build_encoder: BuildEncoder) -> PreprocessResult:
+    """Run the whole pipeline on the connected Ray, or reuse an output of the same inputs, config and encoder.
+
+    An interrupted run goes on where it stopped. Raises `ManifestError`, `QuarantineError` and `AccountError`.
+    """
+    started = time.monotonic()
+    manifest = read_manifest(config.manifest)
+    expected = {
+        "name": "anchors",
+        "inputs": _input_fingerprints(manifest),
+        "config_fingerprint": _content_fingerprint(config),
+        "schema_version": SCHEMA_VERSION,
+    }
+    folder = storage.absolute(config.output_dir)
+    card = find_card(folder)
+    if card is not None and not config.overwrite_output_dir:
+        changed = differences(card, **expected)
+        changed = changed or differences(card, encoder_fingerprint=_ask_encoder(config, build_encoder))
+        if not changed:
+            return PreprocessResult(folder=folder, card=card, reused=True, seconds=time.monotonic() - started)
+        logger.warning("%s is made again: %s", folder, "; ".join(changed))
+
+    staging = storage.stage_folder(folder, fingerprint(expected))
+    encoder = _run(manifest, staging, config, build_encoder)
+    counts = _account(manifest, staging, config, encoder)
+    card = Card(**expected, config=to_dict(config), encoder_fingerprint=encoder, counts=counts)
+    storage.commit_folder(staging, folder, marker=CARD_NAME, data=card_bytes(card))
+    return PreprocessResult(folder=folder, card=card, reused=False, seconds=time.monotonic() - started)
+
+
+def _run(manifest: ManifestRead, staging: str, config: PreprocessConfig, build_encoder: BuildEncoder) -> str:
+    """Fill the staging folder; returns the fingerprint of the encoder that did it."""
+    done = _done_before(staging, config, build_encoder)
+    if manifest.quarantined:
+        uri = storage.join(staging, "quarantine", "part-manifest.parquet")
+        write_table(uri, to_table(manifest.quarantined))
+    todo = [sample for sample in manifest.samples if sample.sample_id not in done]
+    if not todo:
+        return _ask_encoder(config, build_encoder)
+    _warn_if_it_cannot_fit(config)
+    tables = input_tables(todo, base=storage.parent(manifest.uri), clips_per_block=config.clips_per_part)
+    parts = (
+        ray.data.from_arrow(tables)
+        .map_batches(
+            partial(decode_rows, options=_decode_options(config), deadline_s=config.decode_deadline_s),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=config.num_cpus_per_decode,
+            # Also what keeps Ray from fusing both stages into the actors, one after the other.
+            memory=config.memory_mb_per_decode * 2**20,
+        )
+        .map_batches(
+            EncodeClips,
+            fn_constructor_kwargs={"folder": staging, "build_encoder": build_encoder},
+            batch_size=config.clips_per_part,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=config.num_encoders),
+            num_cpus=config.num_cpus_per_encoder,
+            num_gpus=config.num_gpus_per_encoder,
+        )
+    )
+    encoders = {row["encoder"] for row in parts.iter_rows()}
+    if len(encoders) != 1:
+        raise AccountError(f"the actors hold different encoders ({sorted(encoders)}); give them one that is fixed")
+    return encoders.pop()
+
+
+def _done_before(staging: str, config: PreprocessConfig, build_encoder: BuildEncoder) -> set[str]:
+    """Ids of the samples that an interrupted run has finished, with this encoder."""
+    done = keep_whole_parts(staging)
+    if not done:
+        return set()
+    if set(read_column(staging, "anchors", "encoder_fingerprint")) - {_ask_encoder(config, build_encoder)}:
+        for kind in KINDS:
+            storage.remove(storage.join(staging, kind))
+        return set()
+    logger.warning("going on with an interrupted run: %d samples are done", len(done))
+    return done
+
+
+def _account(manifest: ManifestRead, staging: str, config: PreprocessConfig, encoder: str) -> dict[str, int]:
+    """Hold what lies in the files against the manifest; returns the counts for the card."""
+    quarantined = read_quarantine(staging)
+    used = read_column(staging, "samples", "sample_id")
+    refused = [row.row_id for row in quarantined]
+    expected = {s.sample_id for s in manifest.samples} | {row.row_id for row in manifest.quarantined}
+    twice, lost = find_duplicates([*used, *refused]), sorted(expected - {*used, *refused})
+    if twice or lost or len(used) + len(refused) != manifest.num_rows:
+        raise AccountError(
+            f"{manifest.num_rows} rows in, {len(used)} out and {len(refused)} quarantined: "
+            f"lost {lost[:3]}, twice {twice[:3]}; look into {staging} and run again"
+        )
+    segments, anchors = (read_column(staging, kind, "segment_id") for kind in ("segments", "anchors"))
+    others = set(read_column(staging, "anchors", "encoder_fingerprint")) - {encoder}
+    if segments != anchors or find_duplicates(segments) or others:
+        raise AccountError(f"the {len(segments)} segments and {len(anchors)} anchors in {staging} do not match")
+    share = config.fail_above_quarantined_share
+    refuse_share(quarantined, manifest.num_rows, allowed_share=share, where=staging)
+    return {
+        "rows_in": manifest.num_rows,
+        "clips": len(set(read_column(staging, "clips", "clip_id"))),
+        "samples": len(used),
+        "segments": len(segments),
+        "quarantined": len(quarantined),
+        **{f"quarantined.{reason}": count for reason, count in count_reasons(quarantined).items()},
+    }
+
+
+def _content_fingerprint(config: PreprocessConfig) -> str:
+    fields = to_dict(config).items()
+    decides = {k: v for k, v in fields if k not in _SAME_CONTENT and not k.startswith("num_")}
+    return fingerprint({**decides, "decode_version": DECODE_VERSION})
+
+
+def _input_fingerprints(manifest: ManifestRead) -> dict[str, str]:
+    """The manifest by content; the clips by name, size and time stamp, which one listing per folder tells."""
+    clips = sorted({sample.clip_uri for sample in manifest.samples})
+    listings = {folder: storage.signatures(folder) for folder in {storage.parent(clip) for clip in clips}}
+    told = {clip: listings[storage.parent(clip)].get(clip.rpartition("/")[2], "missing") for clip in clips}
+    return {manifest.uri: manifest.fingerprint, "clips": fingerprint(told)}
+
+
+def _ask_encoder(config: PreprocessConfig, build_encoder: BuildEncoder) -> str:
+    """The encoder's fingerprint, asked where one can run: the driver may have no GPU."""
+
+    @ray.remote(num_cpus=config.num_cpus_per_encoder, num_gpus=config.num_gpus_per_encoder, max_calls=1)
+    def ask() -> str:
+        return build_encoder().fingerprint
+
+    return ray.get(ask.remote())
+
+
+def _decode_options(config: PreprocessConfig) -> dict[str, Any]:
+    return {
+        "fps": config.fps,
+        "max_frames": config.fps_max_frames,
+        "max_pixels": config.decode_max_pixels,
+        "max_duration_s": config.max_clip_duration_s,
+        "use_audio": config.use_audio_in_video,
+    }
+
+
+def _warn_if_it_cannot_fit(config: PreprocessConfig) -> None:
+    """Ray waits without a word for CPUs that never come; say so beforehand (an autoscaler may bring them)."""
+    needed = config.num_encoders * config.num_cpus_per_encoder + config.num_cpus_per_decode
+    found = ray.cluster_resources().get("CPU", 0.0)
+    gpus = config.num_encoders * config.num_gpus_per_encoder
+    if needed > found or gpus > ray.cluster_resources().get("GPU", 0.0):
+        logger.warning(
+            "%d encoders and one decoder need %g CPUs and %g GPUs, the cluster has %g CPUs: the job waits; "
+            "lower num_encoders, num_cpus_per_encoder or num_cpus_per_decode",
+            *(config.num_encoders, needed, gpus, found),
+        )

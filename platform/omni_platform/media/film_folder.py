@@ -1,0 +1,119 @@
+"""The film on disk: mp4 files, a manifest of questions, a card; with broken clips among them where wanted."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from omni_platform import storage
+from omni_platform.artifacts import CARD_NAME, Card, card_bytes, differences, find_card
+from omni_platform.config import fingerprint, to_dict
+from omni_platform.data.manifest import manifest_line
+from omni_platform.media.film import CROSS_MODAL, FILM_VERSION, ask, make_scene, to_sample
+from omni_platform.media.synth import write_mp4
+from omni_platform.schema import Sample
+
+FAULTS = ("missing", "truncated", "mute", "junk")
+"""What can be wrong with a broken clip."""
+_SAME_CONTENT = ("output_dir", "overwrite_output_dir", "num_processes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilmConfig:
+    """Which clips of the film are rendered, and what is asked about them."""
+
+    output_dir: str
+    """The folder that gets `clips/`, `manifest.jsonl` and `card.json`; local or s3://."""
+    overwrite_output_dir: bool = False
+    """Render again even where the same film is there."""
+    seed: int = 0
+    """Films of different seeds have no clip in common."""
+    first_index: int = 0
+    """Number of the first clip."""
+    num_clips: int = 100
+    families: tuple[str, ...] = tuple(CROSS_MODAL)
+    """One question of each named family per clip; a family may be named more than once."""
+    num_shots: int = 6
+    shot_s: float = 1.0
+    """Length of a shot."""
+    side_px: int = 112
+    """Side of the square picture."""
+    fps: int = 8
+    """Frames per second of the files."""
+    bad_clips: int = 0
+    """So many broken clips more, each with one question: missing, truncated, mute and junk in turn."""
+    num_processes: int = 0
+    """Processes that render; 0 = one per CPU."""
+
+
+def write_film(config: FilmConfig) -> tuple[Card, bool]:
+    """Render the film, or find it already rendered; returns its card and whether it was reused.
+
+    The folder appears when it is complete; an interrupted run goes on with the clips that are there.
+    """
+    plain = to_dict(config)
+    content = fingerprint({**{k: v for k, v in plain.items() if k not in _SAME_CONTENT}, "film": FILM_VERSION})
+    folder = storage.absolute(config.output_dir)
+    card = find_card(folder)
+    same = card is not None and not differences(card, name="film", config_fingerprint=content)
+    if card is not None and same and not config.overwrite_output_dir:
+        return card, True
+
+    staging = storage.stage_folder(folder, content)
+    samples: list[Sample] = []
+    total = config.num_clips + config.bad_clips
+    for clip_samples in tqdm(_write_clips(config, staging), total=total, desc="film", unit="clip"):
+        samples += clip_samples
+    lines = "".join(json.dumps(manifest_line(sample)) + "\n" for sample in samples)
+    storage.write_bytes(storage.join(staging, "manifest.jsonl"), lines.encode())
+    counts = {"clips": config.num_clips, "samples": len(samples), "bad_clips": config.bad_clips}
+    card = Card(name="film", config=plain, config_fingerprint=content, counts=counts)
+    storage.commit_folder(staging, folder, marker=CARD_NAME, data=card_bytes(card))
+    return card, False
+
+
+def _write_clips(config: FilmConfig, staging: str) -> Iterator[list[Sample]]:
+    numbers = range(config.num_clips + config.bad_clips)
+    processes = min(config.num_processes or os.cpu_count() or 1, len(numbers))
+    write = partial(_write_clip, config, staging)
+    if processes <= 1:
+        yield from map(write, numbers)
+        return
+    # Fresh processes: encoders keep threads, and those do not survive a fork.
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=fresh) as pool:
+        yield from pool.map(write, numbers, chunksize=4)
+
+
+def _write_clip(config: FilmConfig, staging: str, number: int) -> list[Sample]:
+    """Render clip `number`; those past `num_clips` are broken ones."""
+    index = config.first_index + number
+    broken = number - config.num_clips
+    fault = FAULTS[broken % len(FAULTS)] if broken >= 0 else None
+    name = f"film-{config.seed}-{index:05d}" if fault is None else f"film-{config.seed}-{fault}-{broken:03d}"
+    clip = f"clips/{name}.mp4"
+    scene = make_scene(seed=config.seed, index=index, num_shots=config.num_shots, shot_s=config.shot_s)
+    uri = storage.join(staging, clip)
+    if fault != "missing" and not storage.exists(uri):
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "clip.mp4"
+            write_mp4(scene, path, side_px=config.side_px, fps=config.fps, with_sound=fault != "mute")
+            storage.write_bytes(uri, _break(path.read_bytes(), fault))
+    questions = ask(scene, config.families)
+    kept = questions if fault is None else questions[:1]
+    return [to_sample(q, sample_id=f"{name}-q{i}", clip_uri=clip) for i, q in enumerate(kept)]
+
+
+def _break(data: bytes, fault: str | None) -> bytes:
+    if fault == "truncated":
+        return data[: len(data) // 2]
+    return b"This is a text file with the name of a clip.\n" if fault == "junk" else data

@@ -1,0 +1,214 @@
+"""Starting a run: the tracked run, the Ray Train workers, signals, and the status it ends with."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import threading
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray._private.worker
+import ray.train
+import ray.train.torch
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME, ENABLE_PRINT_PATCH_ENV_VAR
+from ray.train.v2.api.config import LoggingConfig
+from ray.train.v2.api.report_config import CheckpointUploadMode
+
+from omni_platform import storage, tracking
+from omni_platform.artifacts import card_bytes, find_card, fingerprint_bytes
+from omni_platform.config import to_dict, to_yaml
+from omni_platform.train.checkpoint import Storage
+from omni_platform.train.config import TrainConfig
+from omni_platform.train.loop import Job, Place, work
+from omni_platform.train.stop import RunStopped, StopFlag, StopWatch, stop_on_signals
+from omni_platform.train.task import Rows, Task
+
+
+def fit(
+    config: TrainConfig,
+    *,
+    build_task: Callable[[dict[str, Any]], Task],
+    open_rows: Callable[[], Rows],
+) -> dict[str, Any]:
+    """Train on the Ray cluster this process is connected to; returns the summary of the run.
+
+    A run of the same name continues from its newest sound checkpoint and in its MLflow run. Both callables
+    are called on every worker. Raises RunStopped after SIGTERM or SIGINT (the checkpoint is written, the run
+    marked KILLED), and what Ray Train raises after a failure (the run is marked FAILED).
+    """
+    config = _with_absolute_paths(config)
+    flag_name = f"stop-{config.run_name}-{uuid.uuid4().hex[:8]}"
+    flag = StopFlag.options(name=flag_name).remote()  # type: ignore[attr-defined]
+    with stop_on_signals(flag) as request:
+        run = _open_tracked_run(config)
+        job = Job(
+            config=config,
+            build_task=build_task,
+            open_rows=open_rows,
+            run=run,
+            on_terminal=sys.stderr.isatty(),
+        )
+        try:
+            summary = _in_thread(_make_trainer(job, flag_name).fit).return_value
+        except BaseException:
+            tracking.close_run(run, "FAILED" if request.signum is None else "KILLED")
+            raise
+        if summary["stopped"]:
+            tracking.close_run(run, "KILLED")
+            raise RunStopped(request.signum, f"{config.run_name} stopped after step {summary['steps']}")
+        tracking.close_run(run, "FINISHED")
+    version = summary.pop("model_version")
+    where = {"tracking_uri": run.tracking_uri, "run_id": run.run_id, "model_version": version}
+    return {**summary, "mlflow": where}
+
+
+def _make_trainer(job: Job, flag_name: str) -> TorchTrainer:
+    config, gpu = job.config, _uses_gpu(job.config)
+    os.environ.setdefault(ENABLE_PRINT_PATCH_ENV_VAR, "0")  # it shows every printed line twice
+    assert config.storage_path is not None
+    _forget_reported_checkpoints(Storage.at(config.storage_path, config.run_name))
+
+    def run_worker() -> dict[str, Any]:
+        # Not passed as train_loop_config: Ray would load the task's code in its controller too.
+        return work(job, _place(flag_name))
+
+    return _Trainer(
+        run_worker,
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=gpu,
+            resources_per_worker=config.resources_per_worker or None,
+        ),
+        run_config=ray.train.RunConfig(
+            name=config.run_name,
+            storage_path=config.storage_path,
+            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+            # None are removed by Ray: `checkpoint.prune` does it, which also knows those never reported.
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=None),
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+
+
+def _place(flag_name: str) -> Place:
+    """The worker's place as Ray Train tells it. Runs in the worker."""
+    context = ray.train.get_context()
+    store: Any = context.get_storage()
+    storage_here = Storage(files=store.storage_filesystem, folder=store.experiment_fs_path)
+
+    def report(figures: dict[str, float], path: str) -> None:
+        checkpoint = ray.train.Checkpoint(path, storage_here.files)
+        # Nothing to upload: it is in the run's storage already, and complete.
+        ray.train.report(figures, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+
+    return Place(
+        device=ray.train.torch.get_device(),
+        storage=storage_here,
+        leads_node=context.get_local_rank() == 0,
+        stop_requested=StopWatch(flag_name).seen if context.get_world_rank() == 0 else _never,
+        report=report,
+    )
+
+
+def _never() -> bool:
+    return False
+
+
+class _Trainer(TorchTrainer):
+    """TorchTrainer without the helper that asks the dashboard once per second, where there is no dashboard.
+
+    The helper cleans up after a controller that dies and leaves its cluster behind; a local cluster, which
+    has no dashboard, ends with its driver. It would write one warning per second into the log.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        if ray._private.worker.get_dashboard_url():
+            return callbacks
+        return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
+
+
+def _forget_reported_checkpoints(folder: Storage) -> None:
+    """Remove Ray Train's list of reported checkpoints before a start.
+
+    It is written in place: a driver killed at that moment, or a checkpoint removed since, leaves a list that
+    Ray refuses to start from. The checkpoint folders themselves tell where to resume.
+    """
+    if folder.has(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME):
+        folder.files.delete_file(folder.path(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME))
+
+
+def _in_thread(call: Callable[[], Any]) -> Any:
+    """Run a call in a thread of its own and wait for it.
+
+    In the main thread Ray Train would take SIGINT for itself and end the workers without a checkpoint.
+    """
+    outcome: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            outcome["value"] = call()
+        except BaseException as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=run, name="train", daemon=True)
+    thread.start()
+    thread.join()
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["value"]
+
+
+def _uses_gpu(config: TrainConfig) -> bool:
+    if config.use_gpu != "auto":
+        return config.use_gpu
+    return ray.cluster_resources().get("GPU", 0) >= config.num_workers
+
+
+def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """Workers have another working directory, so a relative path would mean another place there."""
+    if _in_uploaded_copy() and not Path(config.output_dir).is_absolute():
+        print(
+            f"warning: output_dir={config.output_dir} lies in the job's uploaded working directory and goes "
+            "away with it; give an absolute path",
+            file=sys.stderr,
+        )
+    output_dir = storage.absolute(config.output_dir)
+    return dataclasses.replace(
+        config,
+        output_dir=output_dir,
+        dataset_dir=storage.absolute(config.dataset_dir),
+        storage_path=storage.absolute(config.storage_path or storage.join(output_dir, "checkpoints")),
+    )
+
+
+def _in_uploaded_copy() -> bool:
+    return "/runtime_resources/working_dir_files/" in os.getcwd()
+
+
+def _open_tracked_run(config: TrainConfig) -> tracking.TrackedRun:
+    assert config.storage_path is not None
+    run = tracking.open_run(
+        run_name=config.run_name,
+        run_folder=storage.join(config.storage_path, config.run_name),
+        output_dir=config.output_dir,
+        tracking_uri=config.tracking_uri,
+        experiment_name=config.experiment_name,
+    )
+    card = find_card(config.dataset_dir)
+    tracking.describe_run(
+        run,
+        config=to_dict(config),
+        config_yaml=to_yaml(config),
+        cards={} if card is None else {f"{card.name}.json": card_bytes(card).decode()},
+        tags={} if card is None else {"data_fingerprint": fingerprint_bytes(card_bytes(card))},
+    )
+    return run

@@ -1,0 +1,99 @@
+"""What a checkpoint holds besides weights: where the run stands, its random states, what it was made from."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from omni_platform.config import fingerprint, to_dict
+from omni_platform.train.config import MUST_MATCH, TrainConfig
+
+_FILE = "state.json"
+
+
+class ResumeError(ValueError):
+    """A checkpoint that belongs to another training; the message names what differs."""
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far a run has come. The order of rows is a function of the step, so this is also its position."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    epoch: float = 0.0
+    """Passes over the data done."""
+    window: dict[str, float] = field(default_factory=dict)
+    """Sums since the last note to the tracker (see `figures.Window`)."""
+    first: dict[str, float] = field(default_factory=dict)
+    """The figures of the first note."""
+    last: dict[str, float] = field(default_factory=dict)
+    """The figures of the last note."""
+
+
+def save_state(folder: Path, progress: Progress, config: TrainConfig, rows_fingerprint: str, rank: int) -> None:
+    """Write this worker's random states and, on worker 0, the progress and what the run is made of."""
+    torch.save(random_states(), folder / f"random-{rank:05d}.pt")
+    if rank == 0:
+        state = {
+            "progress": asdict(progress),
+            "identity": _identity(config, rows_fingerprint),
+            "config_fingerprint": fingerprint(config),
+        }
+        (folder / _FILE).write_text(json.dumps(state, indent=1))
+
+
+def load_progress(folder: Path, config: TrainConfig, rows_fingerprint: str) -> Progress:
+    """The saved progress; ResumeError where the checkpoint belongs to another training."""
+    state = json.loads((folder / _FILE).read_text())
+    saved, wanted = state["identity"], _identity(config, rows_fingerprint)
+    keys = [key for key in wanted if saved.get(key) != wanted[key]]
+    wrong = [f"{key} was {saved.get(key)!r}, is {wanted[key]!r}" for key in keys]
+    if wrong:
+        raise ResumeError(
+            f"{folder.name} of run {config.run_name!r} belongs to another training: {'; '.join(wrong)}. "
+            "Choose another run_name, or set these back"
+        )
+    return Progress(**state["progress"])
+
+
+def load_random_states(folder: Path, rank: int) -> None:
+    """Put this worker's generators where they were."""
+    states = torch.load(folder / f"random-{rank:05d}.pt", weights_only=True)
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None:
+        torch.cuda.set_rng_state(states["cuda"])
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, np.array(keys, np.uint32), *rest))
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+
+
+def random_states() -> dict[str, Any]:
+    """The states of torch's, numpy's and Python's global generators, as plain data and tensors."""
+    kind, keys, *rest = cast("tuple", np.random.get_state(legacy=True))
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "numpy": (kind, keys.tolist(), *rest),
+        "python": random.getstate(),
+    }
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch (all devices), numpy and Python."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _identity(config: TrainConfig, rows_fingerprint: str) -> dict[str, Any]:
+    plain = to_dict(config)
+    # Through JSON and back, as the saved one went: tuples become lists.
+    return json.loads(json.dumps({**{key: plain[key] for key in MUST_MATCH}, "rows": rows_fingerprint}))

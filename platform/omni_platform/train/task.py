@@ -1,0 +1,46 @@
+"""What a training run is given: a task (a model with its losses) and the rows it learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+
+class Task(Protocol):
+    """A model and everything that is particular about training it. Built once on every worker."""
+
+    module: torch.nn.Module
+    """`module(batch)` returns tensors by name: `loss` (scalar, with gradient), then the named raw terms
+    (floating scalars, averaged over micro-batches and workers) and counts (integer scalars, summed), among
+    them `tokens`. The names are the same in every call and on every worker."""
+
+    def collate(self, rows: list[Any]) -> Any:
+        """A batch of rows, with a method `.to(device)`. Runs in a background thread: no random numbers."""
+        ...
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Trainable parameters as optimizer groups (`params`, `weight_decay`, optionally `lr_scale`)."""
+        ...
+
+    def export(self, folder: Path) -> None:
+        """Write the model so that it can be served. Called on worker 0 with whole weights at hand."""
+        ...
+
+
+class Rows(Protocol):
+    """Rows with stable ids and access by number."""
+
+    @property
+    def ids(self) -> Sequence[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def row(self, index: int) -> Any: ...
+
+
+def loss_weights(task: Task) -> Mapping[str, float]:
+    """The weight of each raw term in `loss`, where the task tells it (`task.loss_weights`), else nothing."""
+    return getattr(task, "loss_weights", {})

@@ -1,0 +1,1 @@
+"""Top floor of the house: answers over HTTP from Ray Serve."""

@@ -1,0 +1,241 @@
+"""What the manifests promise: real jobs, one Ray version, no secrets inside, time to save, no open doors."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|ACCESS_KEY|CREDENTIAL")
+
+
+@pytest.fixture(scope="module")
+def project(root) -> dict[str, Any]:
+    return tomllib.loads((root / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def ray_version(project) -> str:
+    (pin,) = [line for line in project["dependencies"] if line.startswith("ray[")]
+    return pin.partition("==")[2]
+
+
+def test_each_stage_is_a_job_that_cleans_up(of_kind):
+    jobs = {job["metadata"]["name"]: job["spec"] for job in of_kind("RayJob")}
+    assert sorted(jobs) == ["omni-evaluate", "omni-preprocess", "omni-train"]
+    for spec in jobs.values():
+        assert spec["shutdownAfterJobFinishes"] is True
+        assert spec["ttlSecondsAfterFinished"] > 0
+        assert spec["backoffLimit"] >= 1
+
+
+def test_every_object_belongs_to_a_stage_that_can_be_applied_alone(manifests, root):
+    guide = (root / "docs" / "operations.md").read_text()
+    for item in manifests:
+        assert item["metadata"]["namespace"] == "latentomni"
+        assert item["metadata"]["labels"]["app.kubernetes.io/component"] in guide
+
+
+def test_each_entrypoint_names_a_job_and_a_config_that_exist(of_kind, root):
+    for job in of_kind("RayJob"):
+        python, script, flag, config = job["spec"]["entrypoint"].split()
+        stage = job["metadata"]["labels"]["app.kubernetes.io/component"]
+        assert (python, script, flag) == ("python", f"jobs/{stage}.py", "--config")
+        assert config.startswith(f"jobs/configs/{stage}/")
+        missing = [path for path in (script, config) if not (root / path).is_file()]
+        assert not missing, f"{job['metadata']['name']} names files that do not exist: {missing}"
+
+
+def test_the_small_environment_brings_its_own_clips(render, root):
+    (job,) = [item for item in render.build(render.OVERLAYS / "kind") if item["kind"] == "Job"]
+    pod = job["spec"]["template"]["spec"]
+    for container in [*pod["initContainers"], *pod["containers"]]:
+        python, script, flag, config = container["command"]
+        assert (python, script, flag) == ("python", "jobs/film.py", "--config")
+        assert (root / script).is_file() and (root / config).is_file()
+
+
+def test_rayversion_is_the_pinned_ray_and_the_image_s(clusters, ray_pods, ray_version, project):
+    assert {cluster["rayVersion"] for cluster in clusters.values()} == {ray_version}
+    for name, pod in ray_pods.items():
+        tag = pod["containers"][0]["image"].partition(":")[2]
+        assert re.fullmatch(rf"{project['version']}-ray{ray_version}-(cpu|gpu)", tag), f"{name}: {tag}"
+
+
+def test_all_of_an_environment_runs_one_release(manifests, render):
+    tags = {c["image"].rpartition(":")[2].rpartition("-")[0] for c in render._containers(manifests)}
+    assert len(tags) == 1
+
+
+def test_no_secret_stands_in_a_manifest(manifests):
+    assert "Secret" not in {item["kind"] for item in manifests}
+    for entry in _variables(manifests):
+        if "value" in entry:
+            assert not SECRET_NAME.search(entry["name"]), f"{entry['name']} is written out"
+            assert not urlsplit(entry["value"]).password, f"{entry['name']} holds a password"
+
+
+def test_each_secret_is_documented(manifests, clusters, root):
+    guide = (root / "docs" / "operations.md").read_text()
+    named = {
+        (entry["valueFrom"]["secretKeyRef"]["name"], entry["valueFrom"]["secretKeyRef"]["key"])
+        for entry in _variables(manifests)
+        if "secretKeyRef" in entry.get("valueFrom", {})
+    }
+    named |= {(cluster["authOptions"]["secretName"], "auth_token") for cluster in clusters.values()}
+    for name, key in named:
+        assert re.search(rf"\| `{name}` \|.*`{key}`", guide), f"docs/operations.md lacks {name} / {key}"
+
+
+def _variables(value: Any) -> Iterator[dict[str, Any]]:
+    """Every environment entry, wherever it stands."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _variables(item)
+    elif isinstance(value, dict):
+        yield from value.get("env", [])
+        for item in value.values():
+            yield from _variables(item)
+
+
+def _env(pod: dict[str, Any]) -> dict[str, Any]:
+    return {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
+
+
+def test_every_cluster_asks_for_a_token(clusters, ray_pods):
+    for cluster in clusters.values():
+        assert cluster["authOptions"] == {"mode": "token", "secretName": "omni-ray-token"}
+    for pod in ray_pods.values():
+        assert _env(pod)["RAY_AUTH_MODE"] == "token"
+        assert _env(pod)["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+def test_the_head_does_no_work(clusters):
+    for cluster in clusters.values():
+        assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+def test_a_job_has_time_to_save(ray_pods):
+    """SIGTERM to SIGKILL of the driver, inside the wait of the hook, inside the patience of the kubelet."""
+    for name, pod in ray_pods.items():
+        hook = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert hook[:2] == ["python", "/home/ray/latentomni/infra/drain.py"]
+        assert ("--stop" in hook) == name.endswith("head")
+        driver_s = int(_env(pod)["RAY_JOB_STOP_WAIT_TIME_S"])
+        hook_s = int(hook[hook.index("--timeout_s") + 1])
+        assert 120 <= driver_s < hook_s < pod["terminationGracePeriodSeconds"]
+
+
+def test_shared_memory_is_memory_and_fits_its_container(ray_pods):
+    for name, pod in ray_pods.items():
+        (shm,) = [v for v in pod["volumes"] if v["name"] == "shared-memory"]
+        assert shm["emptyDir"]["medium"] == "Memory"
+        mounts = {m["name"]: m["mountPath"] for m in pod["containers"][0]["volumeMounts"]}
+        assert mounts["shared-memory"] == "/dev/shm"
+        limit = pod["containers"][0]["resources"]["limits"]["memory"]
+        assert _gib(shm["emptyDir"]["sizeLimit"]) < _gib(limit), name
+
+
+def _gib(quantity: str) -> int:
+    assert quantity.endswith("Gi")
+    return int(quantity[:-2])
+
+
+def test_relative_paths_start_where_the_image_keeps_the_jobs(ray_pods, root):
+    (workdir,) = re.findall(r"^WORKDIR (/home\S+)", (root / "infra" / "Dockerfile").read_text(), re.MULTILINE)
+    assert {pod["containers"][0]["workingDir"] for pod in ray_pods.values()} == {workdir}
+
+
+def test_outputs_are_on_a_volume(ray_pods, of_kind):
+    claims = {claim["metadata"]["name"] for claim in of_kind("PersistentVolumeClaim")}
+    for pod in ray_pods.values():
+        mounts = {m["name"]: m["mountPath"] for m in pod["containers"][0]["volumeMounts"]}
+        assert mounts["outputs"] == "/home/ray/latentomni/outputs"
+        used = {v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v}
+        assert used <= claims
+
+
+def test_no_container_may_become_root(ray_pods, of_kind):
+    others = [item["spec"]["template"]["spec"] for item in [*of_kind("Deployment"), *of_kind("Job")]]
+    for pod in [*ray_pods.values(), *others]:
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] > 0
+        for container in [*pod.get("initContainers", []), *pod["containers"]]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_gpus_are_asked_for_in_one_environment_only(render):
+    def asked(env: str) -> int:
+        return str(render.build(render.OVERLAYS / env)).count("'nvidia.com/gpu': ")
+
+    assert asked("kind") == 0
+    assert asked("gpu") == 2 * 4  # requests and limits of three jobs and the service
+
+
+def test_jobs_reach_mlflow_under_a_name_it_answers_to(ray_pods, of_kind, monkeypatch):
+    from mlflow.server import security_utils
+
+    (service,), (deployment,) = of_kind("Service"), of_kind("Deployment")
+    pod = deployment["spec"]["template"]
+    assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", _env(pod["spec"])["MLFLOW_SERVER_ALLOWED_HOSTS"])
+    allowed = security_utils.get_allowed_hosts_from_env()
+    for ray_pod in ray_pods.values():
+        where = urlsplit(_env(ray_pod)["MLFLOW_TRACKING_URI"])
+        assert (where.hostname, where.port) == (
+            service["metadata"]["name"],
+            service["spec"]["ports"][0]["port"],
+        )
+        assert security_utils.is_allowed_host_header(allowed, where.netloc)
+    assert not security_utils.is_allowed_host_header(allowed, "elsewhere.example.com:5000")
+
+
+def test_mlflow_keeps_its_records(of_kind):
+    """In a file on a volume, or in a database whose address comes from a secret."""
+    (deployment,) = of_kind("Deployment")
+    entries = {entry["name"]: entry for entry in deployment["spec"]["template"]["spec"]["containers"][0]["env"]}
+    store = entries["MLFLOW_BACKEND_STORE_URI"]
+    assert store.get("value", "").startswith("sqlite:////mlflow/") or "secretKeyRef" in store["valueFrom"]
+    assert entries["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"]["value"] == "false"
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+
+
+@pytest.fixture(scope="module")
+def serve_config(of_kind) -> dict[str, Any]:
+    (service,) = of_kind("RayService")
+    return yaml.safe_load(service["spec"]["serveConfigV2"])
+
+
+def test_ray_serve_accepts_the_service(serve_config):
+    from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
+
+    (application,) = ServeDeploySchema.model_validate(serve_config).applications
+    assert application.import_path == "omni_serving.app:build_app"
+    # Ray drops fields that it does not know without a word.
+    assert serve_config.keys() <= ServeDeploySchema.model_fields.keys()
+    assert serve_config["http_options"].keys() <= HTTPOptionsSchema.model_fields.keys()
+    assert serve_config["applications"][0].keys() <= ServeApplicationSchema.model_fields.keys()
+
+
+def test_the_application_accepts_its_arguments(serve_config):
+    from omni_platform.config import load_config
+    from omni_serving.config import ServeConfig
+
+    (application,) = serve_config["applications"]
+    config = load_config(ServeConfig, None, [f"{key}={value}" for key, value in application["args"].items()])
+    assert config.model.startswith("models:/")
+
+
+def test_the_service_serves_what_the_training_job_registers(serve_config, of_kind, root):
+    (application,) = serve_config["applications"]
+    (train,) = [job for job in of_kind("RayJob") if job["metadata"]["name"] == "omni-train"]
+    config = yaml.safe_load((root / train["spec"]["entrypoint"].split()[-1]).read_text())
+    registered = f"models:/{config['registered_model_name']}@{config.get('alias', 'champion')}"
+    assert application["args"]["model"] == registered

@@ -1,0 +1,157 @@
+"""A toy model with lively random weights, short clips of the film, and sequences about them.
+
+Weights are drawn three times wider than for training, so that a wrong mask, position or vector moves the output by
+far more than rounding does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from omni_model.methods import make_method
+from omni_model.methods.base import Method
+from omni_model.qwen_omni import QwenOmniBackbone
+from omni_model.sequence import Media, Plan, PlanBuilder, prepare_media
+from omni_model.tiny import TinyConfig, build_tiny, train_tokenizer
+from omni_model.vocabulary import Vocabulary, read_vocabulary
+from omni_platform.media.film import corpus, make_scene
+from omni_platform.media.synth import render_frames, render_waveform
+from omni_platform.schema import LookStep, Sample, Step, TextStep
+
+SIZES = TinyConfig(
+    hidden_size=64,
+    num_layers=2,
+    num_heads=2,
+    intermediate_size=128,
+    vision_size=64,
+    audio_size=64,
+    initializer_range=0.15,
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """The toy tokenizer; nobody adds tokens to it."""
+    return train_tokenizer(corpus())
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
+    return read_vocabulary(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def new_backbone(vocabulary: Vocabulary) -> Callable[..., QwenOmniBackbone]:
+    """Make a toy backbone that a test may change."""
+
+    def make(seed: int = 0) -> QwenOmniBackbone:
+        return QwenOmniBackbone(build_tiny(SIZES, vocabulary, seed=seed)).eval()
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def backbone(new_backbone: Callable[..., QwenOmniBackbone]) -> QwenOmniBackbone:
+    """A toy backbone that tests only read."""
+    return new_backbone()
+
+
+@pytest.fixture(scope="session")
+def film() -> Callable[..., Media]:
+    """`film(index, shots)`: a clip of the film, one second a shot, with sound unless told."""
+
+    @lru_cache(maxsize=32)
+    def render(index: int = 0, shots: int = 2, sound: bool = True) -> Media:
+        scene = make_scene(seed=3, index=index, num_shots=shots)
+        frames = render_frames(scene, times_s=np.arange(2 * shots) / 2, side_px=56)
+        return prepare_media(frames, sample_fps=2.0, waveform=render_waveform(scene) if sound else None)
+
+    return render
+
+
+@pytest.fixture(scope="session")
+def sample_with() -> Callable[..., Sample]:
+    """`sample_with(looks)`: a question whose trajectory looks so often, at second 0, 1, 0, …"""
+
+    def make(looks: int = 1, sample_id: str = "s") -> Sample:
+        steps: list[Step] = [TextStep(text="The low tone:")]
+        for i in range(looks):
+            steps += [LookStep(start_s=i % 2, end_s=i % 2 + 1), TextStep(text=(" red.", " blue. Then:")[i % 2])]
+        steps.append(TextStep(text=" green. Answer: green"))
+        return Sample(
+            sample_id=sample_id,
+            clip_uri="clip.mp4",
+            question="Which colour is on screen when the low tone sounds?",
+            answer="green",
+            options=("red", "green", "blue"),
+            trajectory=tuple(steps),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prompt(tokenizer: PreTrainedTokenizerFast, vocabulary: Vocabulary) -> Callable[..., PlanBuilder]:
+    """`prompt(media, question)`: a builder that stands where the answer begins."""
+
+    def begin(media: Media, question: str = "Which colour is on screen?") -> PlanBuilder:
+        return PlanBuilder(tokenizer, vocabulary, media).chat_prompt(question)
+
+    return begin
+
+
+@pytest.fixture(scope="session")
+def lay_out(prompt: Callable[..., PlanBuilder]) -> Callable[..., Plan]:
+    """`lay_out(method, media, sample)`: the whole sequence that training sees."""
+
+    def write(method: Method, media: Media, sample: Sample) -> Plan:
+        builder = prompt(media, sample.question)
+        method.write(builder, sample)
+        return builder.build()
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def latent() -> Callable[..., Method]:
+    """`latent(**options)`: LatentOmni with three visual and two audio slots and no bottleneck, unless told."""
+
+    def make(**options) -> Method:
+        return make_method("latent_omni", {"num_visual": 3, "num_audio": 2, "bottleneck": "none", **options})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_anchors() -> Callable[..., list[torch.Tensor]]:
+    """`random_anchors(plans)`: for every plan float32 (phases, K, D)."""
+
+    def draw(plans: Sequence[Plan], slots: int = 5, width: int = SIZES.hidden_size) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        return [torch.randn(len(p.spans), slots, width, generator=generator) for p in plans]
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def mixed_plans(lay_out, film, sample_with, latent) -> Callable[..., list[Plan]]:
+    """`mixed_plans(method)`: rows that differ in clip length, prompt length and number of phases (1, 3 and 2)."""
+
+    def make(method: Method | None = None) -> list[Plan]:
+        rows = ((0, 2, 1), (1, 3, 3), (2, 2, 2))
+        return [
+            lay_out(method or latent(), film(index, shots), sample_with(looks)) for index, shots, looks in rows
+        ]
+
+    return make

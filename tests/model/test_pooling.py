@@ -1,0 +1,69 @@
+"""Norm-weighted pooling equals its formula, bin by bin."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from omni_model.pooling import norm_weighted_pool
+
+
+def _slowly(x: torch.Tensor, length: int) -> torch.Tensor:
+    rows = []
+    for j in range(length):
+        inside = range(math.floor(j * len(x) / length), math.ceil((j + 1) * len(x) / length))
+        energies = [float(x[n].square().sum()) + 1e-6 for n in inside]
+        rows.append(sum(e * x[n] for e, n in zip(energies, inside, strict=True)) / sum(energies))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize(("count", "length"), [(125, 8), (20, 8), (9, 8), (7, 3), (4, 1), (40, 32), (64, 32)])
+def test_bins_are_weighted_by_squared_norm(count, length):
+    """Where the length does not divide the count, neighbouring bins share a feature."""
+    x = torch.randn(count, 6, generator=torch.Generator().manual_seed(count), dtype=torch.float64)
+    x = x * torch.logspace(-2, 1, count, dtype=torch.float64)[:, None]
+    torch.testing.assert_close(norm_weighted_pool(x, length), _slowly(x, length).float(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_loud_feature_speaks_for_its_bin():
+    x = torch.tensor([[0.1, 0.0], [0.0, 10.0], [0.1, 0.0], [0.1, 0.0]])
+    pooled = norm_weighted_pool(x, 2)
+    torch.testing.assert_close(pooled[0], torch.tensor([0.0, 10.0]), atol=1e-2, rtol=0)
+    torch.testing.assert_close(pooled[1], torch.tensor([0.1, 0.0]))
+
+
+def test_silence_is_zero_and_not_nan():
+    assert not norm_weighted_pool(torch.zeros(5, 3), 2).any()
+    assert torch.equal(norm_weighted_pool(torch.zeros(0, 3), 4), torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize(("count", "length"), [(4, 4), (1, 5), (3, 8)])
+def test_few_features_are_interpolated(count, length):
+    x = torch.randn(count, 6, generator=torch.Generator().manual_seed(0))
+    expected = []
+    for j in range(length):
+        # align_corners=False: the centre of output j in units of inputs, clamped to the outer centres.
+        place = min(max((j + 0.5) * count / length - 0.5, 0.0), count - 1.0)
+        low = min(math.floor(place), count - 1)
+        high = min(low + 1, count - 1)
+        expected.append(x[low] + (place - low) * (x[high] - x[low]))
+    torch.testing.assert_close(norm_weighted_pool(x, length), torch.stack(expected))
+    if count == length:
+        assert torch.equal(norm_weighted_pool(x, length), x)
+
+
+def test_half_precision_is_pooled_in_float32():
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)).bfloat16() * 100
+    pooled = norm_weighted_pool(x, 7)
+    assert pooled.dtype == torch.float32
+    torch.testing.assert_close(pooled, _slowly(x.float(), 7), atol=1e-4, rtol=1e-5)
+
+
+def test_gradient_reaches_every_feature():
+    x = torch.randn(11, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    F.mse_loss(norm_weighted_pool(x, 3), torch.zeros(3, 4)).backward()
+    assert x.grad is not None
+    assert (x.grad.abs().sum(1) > 0).all()

@@ -1,0 +1,97 @@
+"""Clips for the data rooms: a small film rendered once, real clips where they are, and one local Ray."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from omni_platform.media.film_folder import FilmConfig, write_film
+from omni_platform.runtime import start_ray
+
+MEDIA = Path(__file__).parents[3] / "shared" / "media"
+
+
+@pytest.fixture(scope="session")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six clips, four questions each, and one broken clip of each kind."""
+    folder = tmp_path_factory.mktemp("film") / "film"
+    families = ("colour_at_tone", "tone_at_colour", "colour_after_tone", "colours_and_tones")
+    config = FilmConfig(
+        output_dir=str(folder),
+        seed=5,
+        num_clips=6,
+        families=families,
+        bad_clips=4,
+        side_px=64,
+        num_processes=1,
+    )
+    write_film(config)
+    return folder
+
+
+@pytest.fixture
+def real_clip() -> Callable[[str], Path]:
+    """A clip of the real world by name; the test is skipped where they are not at hand."""
+
+    def find(name: str) -> Path:
+        if not (MEDIA / name).is_file():
+            pytest.skip(f"the real clip {name} is not in ../shared/media")
+        return MEDIA / name
+
+    return find
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """A Ray of this module's own."""
+    start_ray(num_cpus=2, object_store_memory_bytes=200_000_000)
+    yield
+    ray.shutdown()
+
+
+class StubEncoder:
+    """Stands for a model: every anchor holds the mean picture and the mean loudness of its span."""
+
+    num_visual, num_audio, dim = 2, 1, 3
+
+    def __init__(self, fingerprint: str = "stub", refuse: str = "", crash: bool = False) -> None:
+        self.fingerprint = fingerprint
+        self._refuse = refuse
+        self._crash = crash
+
+    def prepare_frames(self, frames: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(frames[:, ::2, ::2])
+
+    def anchors(
+        self,
+        *,
+        frames: np.ndarray,
+        sample_fps: float,
+        waveform: np.ndarray | None,
+        spans: list[tuple[float, float]],
+    ) -> np.ndarray:
+        if self._crash:
+            raise RuntimeError("the encoder is broken")
+        anchors_SKD = np.zeros((len(spans), 3, 3), np.float32)
+        for s, (start_s, end_s) in enumerate(spans):
+            if self._refuse and f"{start_s:g}-{end_s:g}" == self._refuse:
+                raise ValueError("this span is not to its liking")
+            first, last = int(start_s * sample_fps), int(end_s * sample_fps)
+            anchors_SKD[s, :2] = frames[first : max(last, first + 1)].mean((0, 1, 2))
+            if waveform is not None:
+                anchors_SKD[s, 2] = np.abs(waveform[int(start_s * 16_000) : int(end_s * 16_000)]).mean()
+        return anchors_SKD
+
+
+# Workers cannot import a test's conftest: they get its functions and classes by value.
+ray.cloudpickle.register_pickle_by_value(sys.modules[StubEncoder.__module__])
+
+
+@pytest.fixture(scope="session")
+def stub_encoder() -> type[StubEncoder]:
+    return StubEncoder

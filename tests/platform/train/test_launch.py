@@ -1,0 +1,107 @@
+"""Training under Ray Train, with real workers, one of which is killed."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from toy_runs import STEPS, config
+from toy_task import ToyRows, ToyTask
+
+from omni_platform.tracking import TrackedRun, metric_history, resolve_model
+from omni_platform.train.config import TrainConfig
+from omni_platform.train.launch import fit
+from omni_platform.train.plan import Plan
+from omni_platform.train.stop import StopFlag, StopWatch, stop_on_signals
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_session() -> Iterator[None]:
+    here = str(Path(__file__).parent)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        ray.init(address="local", num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1")
+        yield
+        ray.shutdown()
+
+
+def test_a_killed_worker_changes_no_loss(
+    runs: dict[str, list[dict[str, Any]]], tracking_uri: str, tmp_path: Path
+) -> None:
+    """The run that Ray Train restarts has, to the bit, the losses of one without Ray and without a failure."""
+    settings = TrainConfig(
+        **config(tmp_path, "killed", zero_stage=2),
+        max_failures=1,
+        tracking_uri=tracking_uri,
+        registered_model_name="toy",
+        save_total_limit=1,
+    )
+    kill_file = tmp_path / "kill"
+    kill_file.touch()
+    batches = list(Plan.make(settings, ToyRows(50), world_size=2).batches(1, first_step=0))
+    fatal_row = batches[settings.gradient_accumulation_steps * 6][0]  # of worker 1, in step 7
+    # What a driver that was killed while it wrote this file has left.
+    folder = tmp_path / "killed" / "checkpoints" / "killed"
+    folder.mkdir(parents=True)
+    (folder / "checkpoint_manager_snapshot.json").write_text('{"checkpoint_re')
+
+    summary = fit(settings, build_task=ToyTask, open_rows=functools.partial(ToyRows, 50, str(kill_file), fatal_row))
+
+    assert not kill_file.exists()
+    (undisturbed,) = runs["zero2-whole"]
+    for name in ("steps", "epochs", "loss_first", "loss_last", "text", "latent", "grad_norm"):
+        assert summary[name] == undisturbed[name]
+    run = TrackedRun(tracking_uri=tracking_uri, experiment_id="", run_id=summary["mlflow"]["run_id"])
+    reference = TrackedRun(tracking_uri=tracking_uri, experiment_id="", run_id=undisturbed["run"])
+    losses = metric_history(run, "train/loss")
+    assert list(losses) == list(range(1, STEPS + 1))
+    assert losses == metric_history(reference, "train/loss")
+
+    info = run.client.get_run(run.run_id)
+    assert info.info.status == "FINISHED"
+    assert info.data.params["learning_rate"] == "0.01"
+    assert info.data.params["task.dropout"] == "0.2"
+    assert summary["mlflow"]["model_version"] == 1
+    assert (resolve_model("models:/toy@champion", tracking_uri=tracking_uri) / "model.json").is_file()
+    assert [p.name for p in folder.glob("checkpoint-*")] == [f"checkpoint-{STEPS:08d}"]
+
+
+def test_signals_raise_the_flag_once_and_end_the_process_the_second_time() -> None:
+    flag = StopFlag.options(name="flag-of-this-test").remote()  # type: ignore[attr-defined]
+    watch = StopWatch("flag-of-this-test")
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_on_signals(flag) as request:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert request.signum == signal.SIGTERM
+        assert ray.get(flag.is_raised.remote())
+        with pytest.raises(SystemExit) as ended:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert ended.value.code == 128 + signal.SIGINT
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert sees(watch)
+
+
+def test_a_flag_that_is_gone_stops_nobody() -> None:
+    flag = StopFlag.options(name="flag-that-goes").remote()  # type: ignore[attr-defined]
+    watch = StopWatch("flag-that-goes")
+    assert ray.get(flag.is_raised.remote()) is False
+    ray.kill(flag)
+    assert not sees(watch, looks=20)
+
+
+def sees(watch: StopWatch, looks: int = 1000) -> bool:
+    """Whether the watch has seen the flag after some looks, each of which lets the answer come in."""
+    for _ in range(looks):
+        if watch.seen():
+            return True
+        ray.wait([watch._question] if watch._question is not None else [ray.put(0)], timeout=10)
+    return False

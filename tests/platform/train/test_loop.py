@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_runs import ENGINES, STEPS
+
+from omni_platform.tracking import TrackedRun, metric_history
+
+Runs = dict[str, list[dict[str, Any]]]
+
+
+def history(runs: Runs, tracking_uri: str, name: str, figure: str = "loss") -> dict[int, float]:
+    run = TrackedRun(tracking_uri=tracking_uri, experiment_id="", run_id=runs[name][-1]["run"])
+    return metric_history(run, f"train/{figure}")
+
+
+def exported(runs: Runs, name: str) -> dict[str, Any]:
+    return json.loads((Path(runs[name][-1]["export"]) / "model.json").read_text())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_run_that_lost_its_power_has_the_losses_of_one_that_did_not(
+    runs: Runs, tracking_uri: str, engine: str
+) -> None:
+    first, second = runs[f"{engine}-cut"]
+    assert first["cut"]
+    assert first["run"] == second["run"]
+    for figure in ("loss", "text", "latent", "grad_norm", "learning_rate", "epoch"):
+        whole = history(runs, tracking_uri, f"{engine}-whole", figure)
+        assert list(whole) == list(range(1, STEPS + 1))
+        assert history(runs, tracking_uri, f"{engine}-cut", figure) == whole
+    assert exported(runs, f"{engine}-cut") == exported(runs, f"{engine}-whole")
+
+
+@pytest.mark.parametrize("engine", ["zero1", "zero2", "zero3"])
+def test_sharding_changes_no_loss_and_no_exported_weight(runs: Runs, tracking_uri: str, engine: str) -> None:
+    plain = history(runs, tracking_uri, "torch-whole")
+    assert history(runs, tracking_uri, f"{engine}-whole") == pytest.approx(plain, rel=1e-5)
+    ours, theirs = exported(runs, f"{engine}-whole"), exported(runs, "torch-whole")
+    assert ours["weights"] == theirs["weights"]
+    assert ours["total"] == pytest.approx(theirs["total"], rel=1e-6)
+
+
+def test_the_toy_learns(runs: Runs) -> None:
+    (summary,) = runs["zero2-whole"]
+    assert summary["loss_last"] < 0.7 * summary["loss_first"]
+    assert (summary["steps"], summary["epochs"], summary["stopped"]) == (STEPS, 2.0, False)
+    assert summary["text"] + 0.1 * summary["latent"] == pytest.approx(summary["loss_last"])
+
+
+def test_a_request_to_stop_leaves_a_checkpoint_to_go_on_from(runs: Runs, tracking_uri: str) -> None:
+    first, second = runs["stopped"]
+    assert (first["stopped"], first["steps"]) == (True, 2)
+    assert (second["stopped"], second["steps"]) == (False, STEPS)
+    losses = history(runs, tracking_uri, "stopped")
+    assert losses == history(runs, tracking_uri, "torch-whole")
+
+
+def test_means_over_several_steps_survive_a_resume_between_two_notes(runs: Runs, tracking_uri: str) -> None:
+    fine = history(runs, tracking_uri, "torch-whole")
+    coarse = history(runs, tracking_uri, "coarse")
+    assert coarse == pytest.approx(
+        {4: sum(fine[s] for s in (1, 2, 3, 4)) / 4, 8: sum(fine[s] for s in (5, 6, 7, 8)) / 4}
+    )
+
+
+def test_every_figure_of_a_run_is_in_the_tracker_with_its_curves(runs: Runs, tracking_uri: str) -> None:
+    run = TrackedRun(tracking_uri=tracking_uri, experiment_id="", run_id=runs["zero2-whole"][0]["run"])
+    names = {name.removeprefix("train/") for name in run.client.get_run(run.run_id).data.metrics}
+    assert names >= {"loss", "text", "latent", "share/latent", "share/text", "tokens_per_s", "data_wait_share"}
+    assert names >= {"grad_norm", "learning_rate", "epoch"}
+    assert [a.path for a in run.client.list_artifacts(run.run_id)] == ["loss_curves.png"]
+    shares = history(runs, tracking_uri, "zero2-whole", "share/text")
+    assert all(0.9 < share <= 1.0 for share in shares.values())
+    rates = history(runs, tracking_uri, "zero2-whole", "learning_rate")
+    assert rates[1] == pytest.approx(0.005)
+    assert rates[STEPS] < rates[2] == pytest.approx(0.01)

@@ -1,0 +1,87 @@
+"""A task small enough for two processes on two cores: real torch, real losses, dropout and all."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass
+class Batch:
+    x: torch.Tensor  # (B, 8)
+    y: torch.Tensor  # (B,)
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.x.to(device), self.y.to(device))
+
+
+class Net(torch.nn.Module):
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.up = torch.nn.Linear(8, 32)
+        self.drop = torch.nn.Dropout(dropout)
+        self.down = torch.nn.Linear(32, 1)
+        self.frozen = torch.nn.Linear(4, 4).requires_grad_(False)
+
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        x = batch.x.to(self.up.weight.dtype)
+        guess = self.down(self.drop(torch.tanh(self.up(x))))[:, 0]
+        text, latent = (guess - batch.y).square().mean(), guess.square().mean()
+        return {
+            "loss": text + 0.1 * latent,
+            "text": text,
+            "latent": latent,
+            "tokens": torch.tensor(len(x), device=x.device),
+        }
+
+
+class ToyTask:
+    """Fits y = sum(x). `fail_at`/`die_at`: the row at which collate raises, or kills its process once."""
+
+    loss_weights = {"text": 1.0, "latent": 0.1}  # noqa: RUF012
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+        self.module = Net(settings.get("dropout", 0.1))
+
+    def collate(self, rows: list[tuple[int, torch.Tensor, torch.Tensor]]) -> Batch:
+        for number, _, _ in rows:
+            if number == self.settings.get("fail_at"):
+                raise ValueError("row that cannot be collated")
+        return Batch(torch.stack([x for _, x, _ in rows]), torch.stack([y for _, _, y in rows]))
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        return [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+            {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0, "lr_scale": 0.5},
+        ]
+
+    def export(self, folder: Path) -> None:
+        weights = {name: list(p.shape) for name, p in self.module.named_parameters()}
+        total = sum(float(p.detach().double().abs().sum()) for p in self.module.parameters())
+        (folder / "model.json").write_text(json.dumps({"weights": weights, "total": total}))
+
+
+class ToyRows:
+    """Rows made from their numbers. `kill`: a file; the worker that takes row `at` dies while it exists."""
+
+    def __init__(self, count: int, kill_file: str = "", at: int = -1) -> None:
+        self.ids = [f"row-{i}" for i in range(count)]
+        self._kill_file, self._at = kill_file, at
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def row(self, index: int) -> tuple[int, torch.Tensor, torch.Tensor]:
+        if index == self._at and Path(self._kill_file).exists():
+            Path(self._kill_file).unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        x = torch.randn(8, generator=torch.Generator().manual_seed(index))
+        return index, x, x.sum()

@@ -1,0 +1,83 @@
+"""Runs training in two processes without Ray: `python two_workers.py spec.json` in each, with RANK set.
+
+The spec lists attempts (`config`, `die_after`), run one after the other; worker 0 writes what they returned.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from toy_task import ToyRows, ToyTask
+
+from omni_platform.tracking import open_run
+from omni_platform.train.checkpoint import Storage, gather
+from omni_platform.train.config import TrainConfig
+from omni_platform.train.loop import Job, Place, work
+
+
+class PowerCut(Exception):  # noqa: N818 - what happens to it, not what it does wrong
+    """What ends an attempt without a checkpoint; every worker has it at the same step."""
+
+
+class StopAfter:
+    """Raises PowerCut after the given number of steps of an attempt, or asks to stop."""
+
+    def __init__(self, steps: int | None, *, politely: bool) -> None:
+        self._left, self._politely = steps, politely
+
+    def __call__(self) -> bool:
+        if self._left is None:
+            return False
+        self._left -= 1
+        if self._left == 0 and not self._politely:
+            raise PowerCut
+        return self._left == 0
+
+
+def attempt(spec: dict[str, Any], tracking_uri: str) -> dict[str, Any]:
+    config = TrainConfig(**spec["config"])
+    rank, folder = dist.get_rank(), Path(config.output_dir) / "checkpoints"
+    tracked = None
+    if rank == 0:
+        tracked = open_run(
+            run_name=config.run_name,
+            run_folder=folder / config.run_name,
+            output_dir=config.output_dir,
+            tracking_uri=tracking_uri,
+        )
+    run = gather(tracked)[0]
+    job = Job(config=config, build_task=ToyTask, open_rows=functools.partial(ToyRows, 50), run=run)
+    place = Place(
+        device=torch.device("cpu"),
+        storage=Storage.at(str(folder), config.run_name),
+        leads_node=rank == 0,
+        stop_requested=StopAfter(spec.get("die_after"), politely=spec.get("politely", False)),
+        report=lambda figures, path: None,
+    )
+    try:
+        return {**work(job, place), "run": run.run_id}
+    except PowerCut:
+        return {"run": run.run_id, "cut": True}
+
+
+def main(path: Path) -> None:
+    torch.set_num_threads(1)
+    spec = json.loads(path.read_text())
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo", init_method=f"file://{path}.rendezvous", rank=rank, world_size=2)
+    results = [attempt(one, spec["tracking_uri"]) for one in spec["attempts"]]
+    if dist.get_rank() == 0:
+        path.with_suffix(".results").write_text(json.dumps(results))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
