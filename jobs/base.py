@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from omni_model.curriculum import CourseConfig, Lesson, Packed, Stage, StageError, run_course
+from omni_model.batch import Batch
+from omni_model.curriculum import CourseConfig, Lesson, Load, Stage, StageError, run_course
 from omni_model.folder import Preparation, save_folder
 from omni_model.methods import make_method
 from omni_model.qwen_omni import QwenOmniBackbone
@@ -123,26 +124,24 @@ def _last_of_each_stage(history: list[dict]) -> list[dict]:
     return list({row["stage"]: row for row in history}.values())
 
 
-def _loader(config: BaseConfig) -> Callable[[Callable[[int], Packed], Iterable[int]], Iterator[Packed]]:
-    def load(make: Callable[[int], Packed], numbers: Iterable[int]) -> Iterator[Packed]:
-        # File-backed sharing: the default runs out of file descriptors over many small tensors.
-        torch.multiprocessing.set_sharing_strategy("file_system")
-        lessons = _Lessons(make, list(numbers))
-        return iter(torch.utils.data.DataLoader(lessons, batch_size=None, num_workers=config.num_loaders))
+def _loader(config: BaseConfig) -> Load:
+    def load(make: Callable[[int], Batch], steps: Iterable[int]) -> Iterator[Batch]:
+        batches = _Batches(make, list(steps))
+        return iter(torch.utils.data.DataLoader(batches, batch_size=None, num_workers=config.num_loaders))
 
     return load
 
 
 @dataclass(frozen=True)
-class _Lessons(torch.utils.data.Dataset):
-    make: Callable[[int], Packed]
-    numbers: list[int]
+class _Batches(torch.utils.data.Dataset):
+    make: Callable[[int], Batch]
+    steps: list[int]
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.steps)
 
-    def __getitem__(self, i: int) -> Packed:
-        return self.make(self.numbers[i])
+    def __getitem__(self, i: int) -> Batch:
+        return self.make(self.steps[i])
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from omni_model.folder import TINY_BASE
 from omni_platform.artifacts import read_card
 from omni_platform.config import parse_args
 from omni_serving.local import Server
@@ -31,7 +32,7 @@ class DemoConfig:
     output_dir: str = "outputs/demo"
     train_clips: int = 320
     eval_clips: int = 64
-    train_config: str = "jobs/configs/train/demo.yaml"
+    train_config: str = "jobs/configs/train/tiny_cpu.yaml"
     real_clip: str = "../shared/media/nasa_13013.mp4"
     """A clip that the project did not make; goes through preprocess and serve where it exists."""
     port: int = 8123
@@ -55,7 +56,7 @@ def main() -> None:
         demo.preprocess("preprocess_real", manifest=str(manifest), to=f"{out}/anchors/real")
     train = ["jobs/train.py", "--config", config.train_config, f"dataset_dir={out}/anchors/train"]
     demo.run("train", [*train, f"output_dir={out}/train", f"tracking_uri={demo.tracking_uri}"])
-    demo.evaluate("evaluate_base", model="tiny", conditions="[own]")
+    demo.evaluate("evaluate_base", model=str(TINY_BASE), conditions="[own]")
     demo.evaluate("evaluate", model="models:/latentomni@champion", run_id=demo.trained["mlflow"]["run_id"])
     answers = demo.serve()
     summary = demo.summarise(answers)

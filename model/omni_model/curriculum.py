@@ -82,8 +82,8 @@ class StageError(RuntimeError):
 
 Teach = Callable[[int, Stage], Lesson]
 """Lesson number i of a stage; negative numbers are held out."""
-Load = Callable[[Callable[[int], Packed], Iterable[int]], Iterator[Packed]]
-"""Maps lesson numbers to packed lessons, perhaps in worker processes."""
+Load = Callable[[Callable[[int], Batch], Iterable[int]], Iterator[Batch]]
+"""Maps step numbers to batches, perhaps in worker processes."""
 Report = Callable[[str, int, dict[str, float]], None]
 """(stage, clips seen in it, figures), called at every evaluation."""
 
@@ -106,6 +106,20 @@ class Packer:
         return Packed(plan=builder.build(), families=tuple(family for family, _, _ in lesson.questions))
 
 
+@dataclass(frozen=True)
+class BatchMaker:
+    """Step number to a batch of lessons. Whole batches travel between processes: single lessons cost more to send."""
+
+    packer: Packer
+    clips_per_step: int
+    first: int
+    """Number of the stage's first lesson."""
+
+    def __call__(self, step: int) -> Batch:
+        start = self.first + step * self.clips_per_step
+        return collate([self.packer(number).plan for number in range(start, start + self.clips_per_step)])
+
+
 def run_course(
     backbone: QwenOmniBackbone,
     tokenizer: PreTrainedTokenizerBase,
@@ -124,9 +138,10 @@ def run_course(
     first = 0
     for stage in config.stages:
         packer = Packer(tokenizer, vocabulary, teach, stage)
-        lessons = load(packer, range(first, first + stage.max_clips))
+        maker = BatchMaker(packer, config.clips_per_step, first)
+        batches = load(maker, range(stage.max_clips // config.clips_per_step))
         held_out = [packer(-1 - i) for i in range(config.eval_clips)]
-        figures = _run_stage(backbone, stage, config, lessons, held_out, report)
+        figures = _run_stage(backbone, stage, config, batches, held_out, report)
         first += stage.max_clips
     return figures
 
@@ -135,7 +150,7 @@ def _run_stage(
     backbone: QwenOmniBackbone,
     stage: Stage,
     config: CourseConfig,
-    lessons: Iterator[Packed],
+    batches: Iterator[Batch],
     held_out: Sequence[Packed],
     report: Report,
 ) -> dict[str, float]:
@@ -143,10 +158,9 @@ def _run_stage(
         backbone.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
     )
     started, losses, figures = time.monotonic(), [], {}
-    for step in range(1, stage.max_clips // config.clips_per_step + 1):
+    for step, batch in enumerate(batches, start=1):
         for group in optimizer.param_groups:
             group["lr"] = stage.learning_rate * min(1.0, step / config.warmup_steps)
-        batch = collate([next(lessons).plan for _ in range(config.clips_per_step)])
         loss, _ = packed_loss(backbone, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

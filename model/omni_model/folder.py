@@ -134,20 +134,26 @@ class Exported:
 
 
 def load_folder(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Exported:
-    """Load what `save_folder` wrote. Raises `ValueError` for a folder without a method.json."""
+    """Load what `save_folder` wrote. Raises `ValueError` for a folder without a method.json or the method's weights."""
     path = TINY_BASE if str(folder) == "tiny" else Path(folder)
     description = _read_description(path)
     loaded = load_backbone(str(path), dtype=dtype)
     method = make_method(description["method"], description["options"])
     heads = method.build_heads(loaded.backbone.width)
-    if (path / "method.safetensors").is_file():
-        heads.load_state_dict(load_file(path / "method.safetensors"))
+    if heads.state_dict():
+        heads.load_state_dict(_read_heads(path / "method.safetensors"))
     return Exported(
         loaded=loaded,
         method=method,
         heads=heads.to(dtype),
         preparation=Preparation(**description["preparation"]),
     )
+
+
+def _read_heads(file: Path) -> dict[str, torch.Tensor]:
+    if not file.is_file():
+        raise ValueError(f"{file} is missing: the method's own weights would be random. Export the model again")
+    return load_file(file)
 
 
 def _read_description(path: Path) -> dict[str, Any]:

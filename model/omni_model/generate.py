@@ -104,8 +104,11 @@ def generate(
     """Continue prompts greedily.
 
     `max_new_tokens` counts chosen tokens (triggers included, slots and stops not). After `max_phases` phases the
-    trigger is banned. Batching changes nothing: a row's result is that of the row alone.
+    trigger is banned. Batching changes nothing: a row's result is that of the row alone. Raises `ValueError` for
+    prompts that hold latent phases or packed questions.
     """
+    if any(prompt.spans or bool(prompt.blocks.any()) for prompt in prompts):
+        raise ValueError("a prompt holds one question and no latent phase; lay it out with PlanBuilder.chat_prompt")
     batch = collate(prompts).to(device)
     stream = Stream(backbone, bottleneck=method.unroll.bottleneck, training=False)
     inputs = embed_batch(backbone, batch).inputs_BLD
@@ -174,13 +177,15 @@ class _Decoder:
     def _likeliest(self, rows: list[_Row], state_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         v = self.vocabulary
         logits = self.backbone.logits(state_BD).float()
+        # Before anything is banned: the log-probability that training and scoring give the word.
+        logp_BV = torch.log_softmax(logits, -1)
         # Placeholders and media tokens mean nothing when written; a trigger does while phases are left.
         banned = [v.latent, v.stop, v.audio, v.video, v.image, v.audio_begin, v.audio_end]
         logits[:, [*banned, v.vision_begin, v.vision_end, v.chat_begin]] = float("-inf")
         spent = [self._num_slots == 0 or row.phase + 1 >= self.max_phases for row in rows]
         logits[torch.tensor(spent, device=logits.device), v.trigger] = float("-inf")
-        logp, token = torch.log_softmax(logits, -1).max(-1)
-        return token, logp
+        token_B = logits.argmax(-1)
+        return token_B, logp_BV.gather(1, token_B[:, None])[:, 0]
 
     def _overridden(self, rows: list[_Row], own_BD: torch.Tensor) -> torch.Tensor:
         if self.override is None:
@@ -206,7 +211,7 @@ class _Decoder:
         return self.vocabulary.stop, Kind.STOP, position
 
     def _take_token(self, row: _Row, token: int, logp: float) -> tuple[int, Kind, tuple[int, int, int]]:
-        if token == self.vocabulary.chat_end:
+        if token in (self.vocabulary.chat_end, self.vocabulary.pad):
             row.done, row.finish = True, "stop"
             return self.vocabulary.pad, Kind.PAD, (0, 0, 0)
         position = row.next_id, row.next_id, row.next_id

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from omni_model.feedback import Feedback, FeedbackKind
+from omni_model.pooling import norm_weighted_pool
 
 _MAX_SCALE = 100.0
 
@@ -18,12 +19,25 @@ class SyncHeads(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.visual, self.audio = _projection(width), _projection(width)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        # One element, not a bare scalar: DeepSpeed cannot send weights without a dimension.
+        self.log_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))
 
     @property
     def scale(self) -> torch.Tensor:
         """The inverse temperature, at most 100."""
-        return self.log_scale.exp().clamp(max=_MAX_SCALE)
+        return self.log_scale.exp().clamp(max=_MAX_SCALE)[0]
+
+    def forward(
+        self, visual_ND: torch.Tensor, audio_ND: torch.Tensor, moments: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Both modalities projected and pooled to `moments` rows, and the inverse temperature, at most 100.
+
+        All in one forward, so that weights sharded over workers are gathered where they are used.
+        """
+        dtype = self.log_scale.dtype
+        visual_TD = norm_weighted_pool(self.visual(visual_ND.to(dtype)), moments)
+        audio_TD = norm_weighted_pool(self.audio(audio_ND.to(dtype)), moments)
+        return visual_TD, audio_TD, self.scale
 
 
 class Heads(nn.Module):

@@ -59,7 +59,7 @@ def look_at(kinds_BL: torch.Tensor, blocks_BL: torch.Tensor) -> Seen:
 def allowed(query: Seen, key: Seen, *, bottleneck: Bottleneck, training: bool) -> torch.Tensor:
     """bool (B, Q, K): may the query see the key? Order, not position ids, decides causality.
 
-    A padding query sees itself alone, because softmax over nothing is undefined.
+    A padding query sees nothing; callers let it see itself, because softmax over nothing is undefined.
     """
     q_index, k_index = query.index[:, :, None], key.index[:, None, :]
     real = (q_index >= 0) & (k_index >= 0)

@@ -9,8 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
-_ANSWER = re.compile(r"answer(?:\s+is)?\s*:?\s+([^\n]+)", re.IGNORECASE)
+_ANSWER = re.compile(r"answer(?:\s+is)?(?:\s*:\s*|\s+)([^\n]+)", re.IGNORECASE)
 _LETTER = re.compile(r"(?<![A-Za-z])([A-H])(?![A-Za-z])")
+_ARTICLE = re.compile(r"(^|[.!?\n]\s*)A(?=\s+[a-z])")
+"""The word "A" that begins a sentence; it names no option."""
 
 
 def parse_answer(text: str, options: Sequence[str] = ()) -> str:
@@ -40,22 +42,32 @@ def _match(found: str, options: Sequence[str]) -> str:
         if found.lower() == option.lower():
             return option
     letter = _LETTER.match(found)
-    if letter and ord(letter[1]) - ord("A") < len(options):
-        return options[ord(letter[1]) - ord("A")]
+    # "A green one" names green, "A because red is wrong" the first option.
+    words = found[1:].strip().lower()
+    if letter and not (letter[1] == "A" and any(words.startswith(option.lower()) for option in options[1:])):
+        return _at(letter[1], options)
     return _last_mentioned(found, options)
 
 
+def _at(letter: str, options: Sequence[str]) -> str:
+    place = ord(letter) - ord("A")
+    return options[place] if place < len(options) else ""
+
+
 def _last_mentioned(text: str, options: Sequence[str]) -> str:
-    """The option that is mentioned last as a whole word, else the last standalone letter."""
-    places = {
-        option: max((m.start() for m in re.finditer(rf"\b{re.escape(option)}\b", text, re.IGNORECASE)), default=-1)
-        for option in options
-    }
-    best = max(places, key=lambda option: places[option])
+    """The option that is mentioned last as whole words, the longest where several end there; else the last letter."""
+    places = {option: _last_end(option, text) for option in options}
+    best = max(places, key=lambda option: (places[option], len(option)))
     if places[best] >= 0:
         return best
-    letters = [ord(letter) - ord("A") for letter in _LETTER.findall(text)]
-    return options[letters[-1]] if letters and letters[-1] < len(options) else ""
+    letters = _LETTER.findall(_ARTICLE.sub(r"\1", text))
+    return _at(letters[-1], options) if letters else ""
+
+
+def _last_end(option: str, text: str) -> int:
+    """Where the option's last mention ends, -1 without one. Not a word boundary: an option may end in a sign."""
+    mentions = re.finditer(rf"(?<!\w){re.escape(option)}(?!\w)", text, re.IGNORECASE)
+    return max((m.end() for m in mentions), default=-1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from omni_model.batch import Batch, collate
 from omni_model.folder import Preparation, load_backbone, save_folder
 from omni_model.learner import Learner
 from omni_model.methods import make_method
+from omni_model.options import read_options
 from omni_model.sequence import Plan, PlanBuilder, prepare_media
 from omni_platform.schema import Sample
 
@@ -64,6 +65,8 @@ class ReasoningTask:
         self._preparation = Preparation(**{f.name: getattr(config, f.name) for f in fields(Preparation)})
         self.module = Learner(self._loaded.backbone, self._method)
         self._freeze()
+        if config.gradient_checkpointing:
+            self._checkpoint_activations()
 
     @property
     def loss_weights(self) -> dict[str, float]:
@@ -122,14 +125,16 @@ class ReasoningTask:
         for name in self.config.freeze:
             groups[name].requires_grad_(False)
 
+    def _checkpoint_activations(self) -> None:
+        has_slots = self._method.num_visual + self._method.num_audio > 0
+        if has_slots and self._method.unroll.engine != "teacher_parallel":
+            raise ValueError(
+                "gradient_checkpointing drops the cache that a recurrent rollout needs; switch it off, or set "
+                "options.engine to teacher_parallel"
+            )
+        self._loaded.backbone.thinker.gradient_checkpointing_enable({"use_reentrant": False})
+
 
 def build_task(options: Mapping[str, Any]) -> ReasoningTask:
-    """The task of a training config's `task` section. Raises `ValueError` for keys it does not know."""
-    unknown = set(options) - {f.name for f in fields(TaskConfig)}
-    if unknown:
-        known = ", ".join(f.name for f in fields(TaskConfig))
-        raise ValueError(f"task has no field {sorted(unknown)}; it knows: {known}")
-    values = dict(options)
-    if "freeze" in values:
-        values["freeze"] = tuple(values["freeze"])
-    return ReasoningTask(TaskConfig(**values))
+    """The task of a training config's `task` section. Raises `ValueError` for keys or values it does not take."""
+    return ReasoningTask(read_options(TaskConfig, options, owner="task", noun="field"))

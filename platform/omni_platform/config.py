@@ -164,9 +164,7 @@ def _build(cls: type[T], tree: dict[str, Any], *, prefix: str, source: str, root
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             doc = field_docs(cls).get(name, "")
             hint = f" or set {variable}" if variable else ""
-            raise ConfigError(
-                f"{source}: {prefix + name!r} is required (give {prefix}{name}=...{hint}). {doc}".strip()
-            )
+            raise ConfigError(f"{source}: {prefix + name!r} is required (give {prefix}{name}=...{hint}). {doc}".strip())
     try:
         return cls(**values)
     except ConfigError:

@@ -35,9 +35,7 @@ def _default_text(field: dataclasses.Field, inner: type | None) -> str:
 
 
 def type_name(hint: Any) -> str:
-    return (
-        hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
-    )
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
 
 
 def init_fields(cls: Any) -> tuple[dataclasses.Field, ...]:

@@ -21,6 +21,7 @@ import ray
 
 from omni_platform import storage
 
+logger = logging.getLogger(__name__)
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _SOURCE_ROOTS = ("platform", "model", "serving")
 _NEEDED = ("torch", "ray", "transformers", "deepspeed", "mlflow", "pyarrow", "decord", "av", "s3fs")
@@ -42,15 +43,11 @@ def start_ray(
     """
     if ray.is_initialized():
         return
-    wanted = _worker_env(dict(env_vars or {}))
     if os.environ.get("RAY_ADDRESS"):
-        # A field given at submission and again here is refused by Ray; the submission wins.
-        given = _submitted_env_vars()
-        env = {"env_vars": {key: value for key, value in wanted.items() if key not in given}}
-        ray.init(runtime_env=env, logging_level=logging.WARNING)
+        ray.init(runtime_env=cluster_runtime_env(env_vars or {}), logging_level=logging.WARNING)
         return
     # Local workers inherit this environment; a runtime_env would say the same and start seconds later.
-    with _environment(wanted):
+    with _environment(_worker_env(env_vars or {})):
         ray.init(
             address="local",
             num_cpus=num_cpus,
@@ -59,6 +56,17 @@ def start_ray(
             include_dashboard=False,
             logging_level=logging.WARNING,
         )
+    address = ray.nodes()[0]["NodeManagerAddress"]
+    if not address.startswith("127."):
+        logger.warning("Ray listens on %s, not on loopback: import omni_platform before ray", address)
+
+
+def cluster_runtime_env(env_vars: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """What the workers of a cluster need beside what `ray job submit` has already given them."""
+    # A variable given at submission and again here is refused by Ray; the submission wins.
+    given = _submitted_env_vars()
+    wanted = _worker_env(env_vars)
+    return {"env_vars": {key: value for key, value in wanted.items() if key not in given}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +84,7 @@ def doctor(output_dir: str | Path = "outputs") -> list[Check]:
     return [_check_python(), *_check_versions(), *_check_codecs(), _check_storage(output_dir), _check_shm()]
 
 
-def _worker_env(env_vars: dict[str, str]) -> dict[str, str]:
+def _worker_env(env_vars: Mapping[str, str]) -> dict[str, str]:
     # One thread per worker process: many processes share the cores, and torch would take them all in each.
     wanted = {"OMP_NUM_THREADS": "1", **env_vars}
     roots = _source_roots()

@@ -28,9 +28,7 @@ class LookStep:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.start_s < self.end_s:
-            raise ValueError(
-                f"a segment needs 0 <= start_s < end_s, got [{self.start_s}, {self.end_s}]"
-            )
+            raise ValueError(f"a segment needs 0 <= start_s < end_s, got [{self.start_s}, {self.end_s}]")
 
 
 Step = TextStep | LookStep
@@ -167,8 +165,6 @@ def steps_to_rows(trajectory: tuple[Step, ...]) -> list[dict]:
 def steps_from_rows(rows: list[dict] | None) -> tuple[Step, ...]:
     """The inverse of `steps_to_rows`."""
     return tuple(
-        TextStep(text=row["text"])
-        if row["text"] is not None
-        else LookStep(start_s=row["start_s"], end_s=row["end_s"])
+        TextStep(text=row["text"]) if row["text"] is not None else LookStep(start_s=row["start_s"], end_s=row["end_s"])
         for row in (rows if rows is not None else [])
     )

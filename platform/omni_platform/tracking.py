@@ -214,9 +214,7 @@ def _split_model_uri(path: str) -> tuple[str, str, str]:
 def _registry(tracking_uri: str | None) -> tuple[MlflowClient, str]:
     uri = _store_uri(tracking_uri)
     if not uri:
-        raise ValueError(
-            "no model registry is named: set MLFLOW_TRACKING_URI (or tracking_uri in the config)"
-        )
+        raise ValueError("no model registry is named: set MLFLOW_TRACKING_URI (or tracking_uri in the config)")
     return MlflowClient(tracking_uri=uri, registry_uri=uri), uri
 
 

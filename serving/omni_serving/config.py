@@ -63,7 +63,7 @@ class ServeConfig:
             raise ValueError("model is empty: give a folder or models:/name@alias")
         counts = ("num_replicas", "max_new_tokens", "max_batch_size", "max_requests", "decode_workers")
         for name in (*counts, "max_video_bytes", "max_duration_s", "decode_deadline_s", "fetch_timeout_s"):
-            if getattr(self, name) < 0:
+            if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         for name in ("max_phases", "batch_wait_s"):
             if getattr(self, name) < 0:

@@ -132,7 +132,7 @@ def _check_container(source: Path | bytes) -> None:
     raise _refused(
         "the video is not in a container that is read here (mp4, mov, mkv, webm, avi, flv, MPEG); "
         "check that the file plays, and send an mp4",
-        "media_undecodable",
+        "media_container",
     )
 
 

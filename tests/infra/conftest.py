@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ def _load(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"infra_{path.stem}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look up their annotations there
     spec.loader.exec_module(module)
     return module
 
@@ -40,6 +42,19 @@ def crds() -> ModuleType:
 @pytest.fixture(scope="session")
 def drain() -> ModuleType:
     return _load(ROOT / "infra" / "drain.py")
+
+
+@pytest.fixture(scope="session")
+def read_entrypoint() -> Callable[[str], Any]:
+    """The configuration that `python jobs/x.py --config y.yaml key=value` runs with."""
+    from omni_platform.config import load_config
+
+    def read(entrypoint: str) -> Any:
+        _, script, _, config, *overrides = entrypoint.split()
+        door = sys.modules.get(f"infra_{Path(script).stem}") or _load(ROOT / script)
+        return load_config(door.CONFIG, ROOT / config, overrides)
+
+    return read
 
 
 @pytest.fixture(scope="session", params=ENVIRONMENTS)

@@ -43,12 +43,17 @@ def test_every_object_belongs_to_a_stage_that_can_be_applied_alone(manifests, ro
 
 def test_each_entrypoint_names_a_job_and_a_config_that_exist(of_kind, root):
     for job in of_kind("RayJob"):
-        python, script, flag, config = job["spec"]["entrypoint"].split()
+        python, script, flag, config, *_ = job["spec"]["entrypoint"].split()
         stage = job["metadata"]["labels"]["app.kubernetes.io/component"]
         assert (python, script, flag) == ("python", f"jobs/{stage}.py", "--config")
         assert config.startswith(f"jobs/configs/{stage}/")
         missing = [path for path in (script, config) if not (root / path).is_file()]
         assert not missing, f"{job['metadata']['name']} names files that do not exist: {missing}"
+
+
+def test_each_job_accepts_its_entrypoint(of_kind, read_entrypoint):
+    for job in of_kind("RayJob"):
+        read_entrypoint(job["spec"]["entrypoint"])
 
 
 def test_the_small_environment_brings_its_own_clips(render, root):
@@ -154,8 +159,8 @@ def test_relative_paths_start_where_the_image_keeps_the_jobs(ray_pods, root):
 def test_outputs_are_on_a_volume(ray_pods, of_kind):
     claims = {claim["metadata"]["name"] for claim in of_kind("PersistentVolumeClaim")}
     for pod in ray_pods.values():
-        mounts = {m["name"]: m["mountPath"] for m in pod["containers"][0]["volumeMounts"]}
-        assert mounts["outputs"] == "/home/ray/latentomni/outputs"
+        mounts = {m["mountPath"]: m["name"] for m in pod["containers"][0]["volumeMounts"]}
+        assert mounts["/home/ray/latentomni/outputs"] == mounts["/data"] == "outputs"
         used = {v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v}
         assert used <= claims
 
@@ -233,9 +238,18 @@ def test_the_application_accepts_its_arguments(serve_config):
     assert config.model.startswith("models:/")
 
 
-def test_the_service_serves_what_the_training_job_registers(serve_config, of_kind, root):
-    (application,) = serve_config["applications"]
-    (train,) = [job for job in of_kind("RayJob") if job["metadata"]["name"] == "omni-train"]
-    config = yaml.safe_load((root / train["spec"]["entrypoint"].split()[-1]).read_text())
-    registered = f"models:/{config['registered_model_name']}@{config.get('alias', 'champion')}"
-    assert application["args"]["model"] == registered
+def test_what_training_registers_is_evaluated_and_served(serve_config, of_kind, read_entrypoint):
+    jobs = {job["metadata"]["name"]: job["spec"]["entrypoint"] for job in of_kind("RayJob")}
+    train = read_entrypoint(jobs["omni-train"])
+    registered = f"models:/{train.registered_model_name}@{train.alias}"
+    assert read_entrypoint(jobs["omni-evaluate"]).model == registered
+    assert serve_config["applications"][0]["args"]["model"] == registered
+
+
+def test_the_service_on_gpus_is_the_one_of_the_configs(render, root):
+    (service,) = [item for item in render.build(render.OVERLAYS / "gpu") if item["kind"] == "RayService"]
+    args = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"]
+    config = yaml.safe_load((root / "jobs" / "configs" / "serve" / "cluster.yaml").read_text())
+    for only_there in ("host", "port", "model"):
+        config.pop(only_there, None)
+    assert {key: value for key, value in args.items() if key != "model"} == config

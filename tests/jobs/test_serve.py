@@ -83,7 +83,7 @@ def test_a_taken_port_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs/configs/serve").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_serve_config_loads(path: Path) -> None:
-    assert load_config(ServeConfig, path).model_name == "latentomni@champion"
+    assert load_config(ServeConfig, path).model_name.endswith("@champion")
 
 
 def _export_tiny(folder: Path) -> Path:

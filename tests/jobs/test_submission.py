@@ -121,10 +121,10 @@ def test_a_stopped_job_leaves_a_checkpoint_and_the_next_submission_goes_on_from_
     submitted = cluster.submit(*words, "run_name=stopped", "max_steps=100000", "save_steps=100000", wait=False)
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     (job_id,) = [job.submission_id for job in cluster.client.list_jobs()]
-    wait_for("a step", lambda: "stopped: step 2/" in log_of(cluster, job_id))
+    wait_for("a step", lambda: has_run(cluster, job_id, step=2))
     cluster.client.stop_job(job_id)
     wait_for("the job to end", lambda: cluster.client.get_job_status(job_id).is_terminal())
-    log = log_of(cluster, job_id)
+    log = cluster.client.get_job_logs(job_id)
     assert cluster.client.get_job_status(job_id) == JobStatus.STOPPED
     said = re.search(r"stopped stopped after step (\d+)", log)
     assert said, log
@@ -209,8 +209,10 @@ def value(words: list[str], key: str) -> str:
     return next(word.partition("=")[2] for word in words if word.startswith(f"{key}="))
 
 
-def log_of(cluster: Cluster, job_id: str) -> str:
-    return cluster.client.get_job_logs(job_id)
+def has_run(cluster: Cluster, job_id: str, *, step: int) -> bool:
+    log = cluster.client.get_job_logs(job_id)
+    assert not cluster.client.get_job_status(job_id).is_terminal(), log
+    return f": step {step}/" in log
 
 
 def answers(cluster: Cluster, head: subprocess.Popen, log: Path) -> bool:

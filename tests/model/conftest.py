@@ -150,8 +150,6 @@ def mixed_plans(lay_out, film, sample_with, latent) -> Callable[..., list[Plan]]
 
     def make(method: Method | None = None) -> list[Plan]:
         rows = ((0, 2, 1), (1, 3, 3), (2, 2, 2))
-        return [
-            lay_out(method or latent(), film(index, shots), sample_with(looks)) for index, shots, looks in rows
-        ]
+        return [lay_out(method or latent(), film(index, shots), sample_with(looks)) for index, shots, looks in rows]
 
     return make

@@ -59,9 +59,7 @@ SOUNDING = [
 
 
 @pytest.mark.parametrize(("grid", "seconds_per_grid", "mel_frames"), SILENT + SOUNDING)
-def test_a_sequence_with_a_clip_has_the_stock_models_positions(
-    backbone, prompt, grid, seconds_per_grid, mel_frames
-):
+def test_a_sequence_with_a_clip_has_the_stock_models_positions(backbone, prompt, grid, seconds_per_grid, mel_frames):
     plan = prompt(_media(grid, seconds_per_grid, mel_frames)).text(" It is green.", Kind.TEXT).build()
     assert torch.equal(plan.position_ids, _stock_positions(backbone, [plan])[:, 0])
     assert plan.next_position == int(plan.position_ids[0, -1]) + 1
@@ -90,9 +88,7 @@ def test_rows_of_a_padded_batch_have_the_stock_models_positions(backbone, prompt
 
 
 @pytest.mark.parametrize(("grid", "seconds_per_grid", "mel_frames"), SOUNDING)
-def test_tokens_are_interleaved_as_the_stock_processor_does(
-    vocabulary, prompt, grid, seconds_per_grid, mel_frames
-):
+def test_tokens_are_interleaved_as_the_stock_processor_does(vocabulary, prompt, grid, seconds_per_grid, mel_frames):
     media = _media(grid, seconds_per_grid, mel_frames)
     # The processor itself cannot be built without torchvision; its method needs only these names.
     processor = SimpleNamespace(
@@ -166,9 +162,7 @@ def _slowly(mode: str, visual: int, audio: int, seconds: str, base: int) -> tupl
 @pytest.mark.parametrize(("visual", "audio"), [(32, 8), (4, 2), (5, 2), (7, 3), (32, 7), (3, 5), (6, 0), (0, 4)])
 def test_slots_stand_where_a_slow_computation_puts_them(mode, visual, audio):
     for seconds in ("5", "1", "2.5", "0.7", "7.3"):
-        offsets, stop = latent_offsets(
-            mode, num_visual=visual, num_audio=audio, segment_s=float(seconds)
-        )
+        offsets, stop = latent_offsets(mode, num_visual=visual, num_audio=audio, segment_s=float(seconds))
         ids, stop_id = _slowly(mode, visual, audio, seconds, base=134)
         assert place_latents(offsets, 134).T.tolist() == [list(i) for i in ids]
         assert 134 + stop == stop_id

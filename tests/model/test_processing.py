@@ -23,9 +23,7 @@ def _frames(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def _hugging_face(frame: np.ndarray, **size: int) -> tuple[np.ndarray, list[int]]:
-    processor = Qwen2VLImageProcessorPil(
-        size={"shortest_edge": size["min_pixels"], "longest_edge": size["max_pixels"]}
-    )
+    processor = Qwen2VLImageProcessorPil(size={"shortest_edge": size["min_pixels"], "longest_edge": size["max_pixels"]})
     out = processor([frame], return_tensors="np")
     return out["pixel_values"], out["image_grid_thw"][0].tolist()
 
@@ -87,7 +85,7 @@ def test_fitted_sizes_equal_smart_resize():
         height, width = (int(side) for side in np.exp(rng.uniform(np.log(6), np.log(3000), 2)))
         if max(height, width) > 200 * min(height, width):
             continue
-        limits = {"min_pixels": int(rng.choice([784, 3136, 128 * 784])), "max_pixels": int(768 * 784)}
+        limits = {"min_pixels": int(rng.choice([784, 3136, 128 * 784])), "max_pixels": 768 * 784}
         assert fit_size(height, width, **limits) == smart_resize(height, width, 28, **limits), (height, width)
 
 

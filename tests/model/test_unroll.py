@@ -105,7 +105,9 @@ def test_cached_rollout_equals_the_slow_reference(new_backbone, latent, mixed_pl
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("options", [{}, {"bottleneck": "strict", "feedback": "linear", "norm_match": True}])
 @torch.no_grad()
-def test_a_batch_equals_its_rows_alone(backbone, latent, mixed_plans, lay_out, random_anchors, engine, options, film, sample_with):
+def test_a_batch_equals_its_rows_alone(
+    backbone, latent, mixed_plans, lay_out, random_anchors, engine, options, film, sample_with
+):
     """Rows of other lengths, clips and numbers of phases, none among them, change nothing (invariant 2)."""
     method = latent(**ENGINES[engine], **options)
     no_look = lay_out(make_method("text_cot"), film(4, 2, False), sample_with(2))

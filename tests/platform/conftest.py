@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,10 +60,13 @@ class StubEncoder:
 
     num_visual, num_audio, dim = 2, 1, 3
 
-    def __init__(self, fingerprint: str = "stub", refuse: str = "", crash: bool = False) -> None:
+    def __init__(self, fingerprint: str = "stub", refuse: str = "", crash_at: int = -1, die: str = "") -> None:
+        """`refuse` is a span such as "0-1"; `crash_at` a number of calls; `die` a file that says: not again."""
         self.fingerprint = fingerprint
         self._refuse = refuse
-        self._crash = crash
+        self._crash_at = crash_at
+        self._die = die
+        self._calls = 0
 
     def prepare_frames(self, frames: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(frames[:, ::2, ::2])
@@ -75,8 +79,12 @@ class StubEncoder:
         waveform: np.ndarray | None,
         spans: list[tuple[float, float]],
     ) -> np.ndarray:
-        if self._crash:
+        self._calls += 1
+        if self._calls == self._crash_at:
             raise RuntimeError("the encoder is broken")
+        if self._die and self._calls == 3 and not os.path.exists(self._die):
+            Path(self._die).touch()
+            os._exit(1)
         anchors_SKD = np.zeros((len(spans), 3, 3), np.float32)
         for s, (start_s, end_s) in enumerate(spans):
             if self._refuse and f"{start_s:g}-{end_s:g}" == self._refuse:

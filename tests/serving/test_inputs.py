@@ -133,7 +133,7 @@ def test_a_clip_that_is_too_long_is_refused(film) -> None:
 def test_broken_media_is_explained(film) -> None:
     whole = film.clip.read_bytes()
     cases = {
-        b"this is no video": "media_undecodable",
+        b"this is no video": "media_container",
         whole[: len(whole) // 2]: "media_truncated",
         whole[:200]: "media_truncated",
         whole[:40] + bytes(len(whole) - 40): "media_truncated",
@@ -144,13 +144,13 @@ def test_broken_media_is_explained(film) -> None:
         assert "check that the file plays" in problem.message
 
 
-def test_a_play_list_cannot_reach_past_the_allowed_folders(film, tmp_path) -> None:
+def test_a_play_list_is_refused_before_a_codec_library_opens_it(film, tmp_path) -> None:
     secret = tmp_path / "secret.mp4"
     secret.write_bytes(film.clip.read_bytes())
     hls = f"#EXTM3U\n#EXT-X-TARGETDURATION:6\n#EXTINF:6,\nfile://{secret}\n#EXT-X-ENDLIST\n"
     concat = f"ffconcat version 1.0\nfile '{secret}'\n"
     for text in (hls, concat):
-        assert refusal(as_uri(text.encode()), config_for(film)).code == "media_undecodable"
+        assert refusal(as_uri(text.encode()), config_for(film)).code == "media_container"
 
 
 def test_a_mute_clip_is_answered_without_sound(film, tmp_path) -> None:
@@ -179,6 +179,7 @@ def test_http_is_refused_unless_the_host_is_named(film) -> None:
         assert fetch(url, named).has_audio
         disguised = url.replace("http://", f"http://{name}@localhost:1/")
         assert refusal(disguised, named).code == "media_not_allowed"
+        assert refusal(url.replace("//", "//user@"), named).code == "media_not_allowed"
         assert refusal(url.replace("clip.mp4", "none.mp4"), named).code == "media_unreachable"
         assert refusal(url.replace("clip.mp4", "moved"), named).code == "media_redirect"
         small = open_to(allowed_media_hosts=(name,), max_video_bytes=1000)

@@ -97,9 +97,14 @@ def test_an_unknown_field_names_the_nearest() -> None:
     assert problem.message == "the request has an unknown field 'tools'; leave it out"
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[]", b"3"])
-def test_a_body_that_is_no_request_is_refused(body) -> None:
-    assert refusal(body).message.startswith("the body")
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [(b"", "invalid_json"), (b"{", "invalid_json"), (b"\xff\xfe", "invalid_json"), (b"[]", "invalid_request")],
+)
+def test_a_body_that_is_no_request_is_refused(body, code) -> None:
+    problem = refusal(body)
+    assert problem.code == code
+    assert problem.message.startswith("the body")
 
 
 def test_what_every_client_sends_is_taken() -> None:

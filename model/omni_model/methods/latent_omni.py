@@ -15,7 +15,6 @@ from omni_model.feedback import FeedbackKind
 from omni_model.heads import Heads, SyncHeads
 from omni_model.losses import Reduction, contrastive_loss, cosine_loss, regression_loss, sync_loss
 from omni_model.masks import Bottleneck
-from omni_model.pooling import norm_weighted_pool
 from omni_model.positions import Ospe, latent_offsets
 from omni_model.sequence import Kind, PlanBuilder
 from omni_model.unroll import Engine, Gradient, UnrollConfig, Unrolled
@@ -137,24 +136,20 @@ class LatentOmni:
         The features are those of the sequence itself, not of a clip encoded apart: they carry gradient into the
         towers, so the loss can change the model. Segments with fewer than two tokens of a modality are left out.
         """
-        # Every head takes part in every step: under data parallelism an unused weight would have no gradient.
-        total = (heads.log_scale + sum(p.sum() for p in heads.parameters())) * 0.0
         terms = []
         for row, phase in outcome.present_BP.nonzero().tolist():
             visual, audio = _segment_features(outcome, batch, row, phase)
+            if min(len(visual), len(audio)) < 2:
+                continue
             if self.detach_sync_inputs:
                 visual, audio = visual.detach(), audio.detach()
             moments = min(_MAX_MOMENTS, max(2, min(len(visual), len(audio))))
-            if min(len(visual), len(audio)) < 2:
-                continue
-            terms.append(
-                sync_loss(
-                    norm_weighted_pool(heads.visual(visual.to(heads.log_scale.dtype)), moments),
-                    norm_weighted_pool(heads.audio(audio.to(heads.log_scale.dtype)), moments),
-                    heads.scale,
-                )
-            )
-        return total + torch.stack(terms).mean() if terms else total
+            terms.append(sync_loss(*heads(visual, audio, moments)))
+        if terms:
+            return torch.stack(terms).mean()
+        # Every worker uses the same weights in every step, or exchanges of gradients would not match.
+        nothing = outcome.hidden_BLD.new_zeros(2, outcome.hidden_BLD.shape[-1])
+        return sync_loss(*heads(nothing, nothing, 2)) * 0.0
 
 
 def _segment_features(outcome: Unrolled, batch: Batch, row: int, phase: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,10 +19,11 @@ from ray.data import ActorPoolStrategy
 from omni_platform import storage
 from omni_platform.artifacts import CARD_NAME, Card, card_bytes, differences, find_card
 from omni_platform.config import fingerprint, to_dict
+from omni_platform.data.account import AccountError, account
 from omni_platform.data.anchors import BuildEncoder
 from omni_platform.data.manifest import ManifestRead, read_manifest
-from omni_platform.data.parts import KINDS, find_duplicates, keep_whole_parts, read_column, write_table
-from omni_platform.data.quarantine import count_reasons, read_quarantine, refuse_share, to_table
+from omni_platform.data.parts import KINDS, keep_whole_parts, read_column, write_table
+from omni_platform.data.quarantine import read_quarantine, refuse_share, to_table
 from omni_platform.data.stages import EncodeClips, decode_rows, input_tables
 from omni_platform.media.decode import DECODE_VERSION, MAX_PIXELS
 from omni_platform.schema import SCHEMA_VERSION
@@ -78,10 +79,6 @@ class PreprocessConfig:
             raise ValueError("fail_above_quarantined_share is a share: it lies between 0 and 1")
 
 
-class AccountError(RuntimeError):
-    """Rows in are not rows out plus rows quarantined; the output is not published."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class PreprocessResult:
     """What a run made, or found already made."""
@@ -114,7 +111,7 @@ def preprocess(config: PreprocessConfig, build_encoder: BuildEncoder) -> Preproc
     expected = {
         "name": "anchors",
         "inputs": _input_fingerprints(manifest),
-        "config_fingerprint": _content_fingerprint(config),
+        "config_fingerprint": content_fingerprint(config),
         "schema_version": SCHEMA_VERSION,
     }
     folder = storage.absolute(config.output_dir)
@@ -128,7 +125,8 @@ def preprocess(config: PreprocessConfig, build_encoder: BuildEncoder) -> Preproc
 
     staging = storage.stage_folder(folder, fingerprint(expected))
     encoder = _run(manifest, staging, config, build_encoder)
-    counts = _account(manifest, staging, config, encoder)
+    counts = account(manifest, staging, encoder=encoder)
+    refuse_share(read_quarantine(staging), manifest.num_rows, config.fail_above_quarantined_share, where=staging)
     card = Card(**expected, config=to_dict(config), encoder_fingerprint=encoder, counts=counts)
     storage.commit_folder(staging, folder, marker=CARD_NAME, data=card_bytes(card))
     return PreprocessResult(folder=folder, card=card, reused=False, seconds=time.monotonic() - started)
@@ -184,35 +182,8 @@ def _done_before(staging: str, config: PreprocessConfig, build_encoder: BuildEnc
     return done
 
 
-def _account(manifest: ManifestRead, staging: str, config: PreprocessConfig, encoder: str) -> dict[str, int]:
-    """Hold what lies in the files against the manifest; returns the counts for the card."""
-    quarantined = read_quarantine(staging)
-    used = read_column(staging, "samples", "sample_id")
-    refused = [row.row_id for row in quarantined]
-    expected = {s.sample_id for s in manifest.samples} | {row.row_id for row in manifest.quarantined}
-    twice, lost = find_duplicates([*used, *refused]), sorted(expected - {*used, *refused})
-    if twice or lost or len(used) + len(refused) != manifest.num_rows:
-        raise AccountError(
-            f"{manifest.num_rows} rows in, {len(used)} out and {len(refused)} quarantined: "
-            f"lost {lost[:3]}, twice {twice[:3]}; look into {staging} and run again"
-        )
-    segments, anchors = (read_column(staging, kind, "segment_id") for kind in ("segments", "anchors"))
-    others = set(read_column(staging, "anchors", "encoder_fingerprint")) - {encoder}
-    if segments != anchors or find_duplicates(segments) or others:
-        raise AccountError(f"the {len(segments)} segments and {len(anchors)} anchors in {staging} do not match")
-    share = config.fail_above_quarantined_share
-    refuse_share(quarantined, manifest.num_rows, allowed_share=share, where=staging)
-    return {
-        "rows_in": manifest.num_rows,
-        "clips": len(set(read_column(staging, "clips", "clip_id"))),
-        "samples": len(used),
-        "segments": len(segments),
-        "quarantined": len(quarantined),
-        **{f"quarantined.{reason}": count for reason, count in count_reasons(quarantined).items()},
-    }
-
-
-def _content_fingerprint(config: PreprocessConfig) -> str:
+def content_fingerprint(config: PreprocessConfig) -> str:
+    """Changes with every field that changes what is written, and with the decoder's version."""
     fields = to_dict(config).items()
     decides = {k: v for k, v in fields if k not in _SAME_CONTENT and not k.startswith("num_")}
     return fingerprint({**decides, "decode_version": DECODE_VERSION})

@@ -37,7 +37,7 @@ def count_reasons(rows: Iterable[Quarantined]) -> dict[str, int]:
     return dict(Counter(row.reason for row in rows).most_common())
 
 
-def refuse_share(rows: list[Quarantined], num_in: int, *, allowed_share: float, where: str) -> None:
+def refuse_share(rows: list[Quarantined], num_in: int, allowed_share: float, *, where: str) -> None:
     """Raise `QuarantineError` where more than the allowed share of the rows, or all, were refused."""
     share = len(rows) / num_in
     if share <= allowed_share and len(rows) < num_in:

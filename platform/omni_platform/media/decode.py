@@ -94,7 +94,7 @@ def decode_clip(
         if info.has_audio and use_audio:
             waveform, audio_end_s = _read_audio(path, info.start_s, duration_s, sample_rate_hz, name)
     unread = info.has_audio and not use_audio  # the sound may be what lasts as long as the header says
-    reached_s = info.duration_s if unread else max(duration_s, audio_end_s)
+    reached_s = info.duration_s if unread else info.start_s + max(duration_s, audio_end_s)
     _refuse_truncated(info, len(starts_s), reached_s, name)
     return DecodedClip(frames=frames, sample_fps=sample_fps, waveform=waveform, duration_s=duration_s)
 

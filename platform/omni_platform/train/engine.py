@@ -130,6 +130,7 @@ class DeepSpeedEngine:
         self.device = device
         self._zero_stage = config.zero_stage
         self._module = task.module
+        _refuse_scalars(task.module)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=task.module.to(device),
             optimizer=make_optimizer(config, task, device),
@@ -168,6 +169,13 @@ class DeepSpeedEngine:
         deepspeed = import_deepspeed(self.device)
         with deepspeed.zero.GatheredParameters(list(self._module.parameters()), modifier_rank=None):
             yield
+
+
+def _refuse_scalars(module: torch.nn.Module) -> None:
+    # DeepSpeed sends weights as bytes, and fails on these with a message that names none of them.
+    scalars = [name for name, parameter in module.named_parameters() if parameter.ndim == 0]
+    if scalars:
+        raise ValueError(f"DeepSpeed takes no weights without a dimension: give {', '.join(scalars)} shape (1,)")
 
 
 def set_learning_rate(optimizer: Any, learning_rate: float) -> None:

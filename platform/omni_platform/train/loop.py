@@ -63,6 +63,7 @@ def work(job: Job, place: Place) -> dict[str, Any]:
     config = job.config
     seed_everything(config.seed)  # the same weights on every worker
     task, rows = job.build_task(config.task), job.open_rows()
+    task.module.train()  # pretrained models come in evaluation mode
     engine = make_engine(config, task, place.device)
     plan = Plan.make(config, rows, world_size=dist.get_world_size())
     seed_everything(config.seed + 1 + dist.get_rank())  # but not the same dropout

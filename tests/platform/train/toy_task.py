@@ -27,11 +27,12 @@ class Net(torch.nn.Module):
         self.up = torch.nn.Linear(8, 32)
         self.drop = torch.nn.Dropout(dropout)
         self.down = torch.nn.Linear(32, 1)
+        self.scale = torch.nn.Parameter(torch.ones(1))  # fewer elements than workers
         self.frozen = torch.nn.Linear(4, 4).requires_grad_(False)
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         x = batch.x.to(self.up.weight.dtype)
-        guess = self.down(self.drop(torch.tanh(self.up(x))))[:, 0]
+        guess = self.scale * self.down(self.drop(torch.tanh(self.up(x))))[:, 0]
         text, latent = (guess - batch.y).square().mean(), guess.square().mean()
         return {
             "loss": text + 0.1 * latent,
@@ -60,7 +61,7 @@ class ToyTask:
         trained = [p for p in self.module.parameters() if p.requires_grad]
         return [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-            {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0, "lr_scale": 0.5},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0, "lr_scale": 0.5},
         ]
 
     def export(self, folder: Path) -> None:

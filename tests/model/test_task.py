@@ -1,0 +1,180 @@
+"""The task that training is given: rows to batches, which weights learn, and the export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from omni_model.folder import Preparation, load_folder, save_folder
+from omni_model.methods import make_method
+from omni_model.task import build_task
+from omni_platform.media.film import make_scene
+from omni_platform.media.synth import render_frames, render_waveform
+from omni_platform.schema import Sample
+
+OPTIONS = {"num_visual": 3, "num_audio": 2}
+
+
+@dataclass
+class Row:
+    sample: Sample
+    frames: np.ndarray
+    sample_fps: float
+    waveform: np.ndarray | None
+    anchors: np.ndarray
+
+
+@pytest.fixture(scope="module")
+def base(backbone, tokenizer, tmp_path_factory) -> str:
+    folder: Path = tmp_path_factory.mktemp("base")
+    method = make_method("sft")
+    save_folder(
+        folder,
+        backbone=backbone,
+        tokenizer=tokenizer,
+        method=method,
+        heads=method.build_heads(64),
+        preparation=Preparation(),
+    )
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def rows(sample_with) -> list[Row]:
+    out = []
+    for index, looks in enumerate((1, 2)):
+        scene = make_scene(seed=3, index=index, num_shots=2 + index)
+        frames = render_frames(scene, times_s=np.arange(4 + 2 * index) / 2, side_px=56)
+        anchors = np.random.default_rng(index).normal(size=(looks, 5, 64)).astype(np.float32)
+        sample = sample_with(looks, sample_id=f"row-{index}")
+        out.append(Row(sample, frames, 2.0, render_waveform(scene), anchors))
+    return out
+
+
+@pytest.mark.parametrize("method", ["latent_omni", "sft", "text_cot"])
+def test_rows_become_a_batch_with_a_loss(base, rows, method):
+    options = OPTIONS if method == "latent_omni" else {}
+    task = build_task({"model_name_or_path": base, "method": method, "options": options})
+    batch = task.collate(rows)
+    assert batch.input_ids_BL.shape[0] == 2
+    assert batch.triggers_BP.shape == ((2, 2) if method == "latent_omni" else (2, 0))
+    if method == "latent_omni":
+        np.testing.assert_array_equal(batch.anchors_BPKD[1].numpy(), rows[1].anchors)
+        assert batch.looks_s_BP2.tolist() == [[[0, 1], [0, 0]], [[0, 1], [1, 2]]]
+    out = task.module.train()(batch)
+    out["loss"].backward()
+    assert set(task.loss_weights) == set(out) - {"loss", "tokens"}
+
+
+def test_the_prompt_and_the_sound_follow_the_config(base, rows, tokenizer):
+    task = build_task(
+        {
+            "model_name_or_path": base,
+            "method": "sft",
+            "system_prompt": "You listen well.",
+            "use_audio_in_video": False,
+        }
+    )
+    plan = task.plan(rows[0])
+    assert plan.media.mel is None
+    text = tokenizer.decode(plan.input_ids)
+    assert text.startswith("<|im_start|>system\nYou listen well.<|im_end|>\n<|im_start|>user\n<|vision_bos|><|VIDEO|>")
+
+
+def test_a_sample_that_is_too_long_is_named_and_not_cut(base, rows):
+    task = build_task({"model_name_or_path": base, "method": "sft", "max_length": 90})
+    length = len(build_task({"model_name_or_path": base, "method": "sft"}).plan(rows[1]))
+    with pytest.raises(ValueError, match=f"sample row-1 has {length} positions, more than max_length=90"):
+        task.collate([rows[1]])
+
+
+def test_anchors_that_do_not_match_are_refused(base, rows):
+    """A silent skip would train on nothing (invariant 13)."""
+    task = build_task({"model_name_or_path": base, "options": OPTIONS})
+    short = Row(**{**vars(rows[1]), "anchors": rows[1].anchors[:1]})
+    with pytest.raises(ValueError, match="row 1 of the batch has 2 latent phases but anchors for 1"):
+        task.collate([rows[0], short])
+    narrow = [Row(**{**vars(row), "anchors": row.anchors[:, :4]}) for row in rows]
+    with pytest.raises(ValueError, match="anchors have 4 slots a phase but the method wants 5"):
+        task.collate(narrow)
+
+
+def test_phases_can_be_padded_so_that_ranks_stay_in_step(base, rows):
+    task = build_task({"model_name_or_path": base, "options": OPTIONS, "pad_phases": True})
+    assert task.collate(rows[:1]).triggers_BP.shape == (1, 3)
+
+
+@pytest.mark.parametrize("freeze", [[], ["vision"], ["vision", "audio"], ["llm"], ["vision", "audio", "llm"]])
+def test_parameter_groups_hold_every_learning_weight_once(base, freeze):
+    task = build_task({"model_name_or_path": base, "options": {**OPTIONS, "feedback": "linear"}, "freeze": freeze})
+    groups = task.parameter_groups(0.1)
+    grouped = [p for group in groups for p in group["params"]]
+    learning = [p for p in task.module.parameters() if p.requires_grad]
+    assert sorted(map(id, grouped)) == sorted(map(id, learning))
+    frozen = {id(p) for name in freeze for p in task.module.backbone.modules_by_group()[name].parameters()}
+    assert len(frozen) + len(learning) == len(list(task.module.parameters()))
+    assert not frozen & set(map(id, grouped))
+    for group in groups:
+        # Norms, biases, temperatures and embeddings are not pulled towards zero.
+        assert all(p.ndim >= 2 for p in group["params"]) or group["weight_decay"] == 0.0
+    decayed = {id(p) for group in groups if group["weight_decay"] == 0.1 for p in group["params"]}
+    table = task.module.backbone.thinker.get_input_embeddings().weight
+    assert id(table) not in decayed
+    assert id(task.module.heads.feedback.linear.weight) in decayed
+
+
+def test_the_export_is_the_trained_model(base, rows, tmp_path):
+    config = {"model_name_or_path": base, "options": {**OPTIONS, "feedback": "linear"}, "fps": 1.0}
+    task = build_task(config)
+    optimizer = torch.optim.SGD(task.parameter_groups(0.0), lr=1e-3)
+    task.module.train()(task.collate(rows))["loss"].backward()
+    optimizer.step()
+    task.export(tmp_path)
+    again = load_folder(tmp_path)
+    for ours, theirs in (
+        (task.module.backbone.state_dict(), again.loaded.backbone.state_dict()),
+        (task.module.heads.state_dict(), again.heads.state_dict()),
+    ):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert again.preparation == Preparation(fps=1.0)
+    before = load_folder(base).loaded.backbone.thinker
+    assert torch.equal(before.model.visual.merger.mlp[0].weight, again.loaded.backbone.thinker.model.visual.merger.mlp[0].weight)
+    assert not torch.equal(before.lm_head.weight, again.loaded.backbone.thinker.lm_head.weight)
+
+
+def test_recomputing_activations_changes_no_gradient(base, rows):
+    options = {**OPTIONS, "engine": "teacher_parallel"}
+    grads = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        task = build_task({"model_name_or_path": base, "options": options, "gradient_checkpointing": checkpointing})
+        layers = task.module.backbone.thinker.model.language_model.layers
+        assert all(layer.gradient_checkpointing == checkpointing for layer in layers)
+        task.module.train()(task.collate(rows))["loss"].backward()
+        grads.append({n: p.grad for n, p in task.module.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, atol=1e-5, rtol=1e-4)
+
+
+def test_recomputing_activations_refuses_a_rollout_with_a_cache(base):
+    with pytest.raises(ValueError, match="drops the cache that a recurrent rollout needs"):
+        build_task({"model_name_or_path": base, "options": OPTIONS, "gradient_checkpointing": True})
+    assert build_task({"model_name_or_path": base, "method": "sft", "gradient_checkpointing": True})
+
+
+def test_mistakes_in_the_config_are_named(base):
+    for config, complaint in (
+        ({"metod": "sft"}, r"task has no field \['metod'\]; it knows: model_name_or_path, method,"),
+        ({"method": "sft", "freeze": ["eyes"]}, r"cannot freeze \['eyes'\]; the parts are vision, audio, llm"),
+        ({"method": "sft", "freeze": "vision"}, "task: freeze must be a list, got 'vision'"),
+        ({"method": "sft", "use_audio_in_video": "no"}, "task: use_audio_in_video must be a bool, got 'no'"),
+        ({"method": "stf"}, "unknown method 'stf'"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            build_task({"model_name_or_path": base, **config})
