@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -70,58 +71,51 @@ class FilmTeacher:
 def main() -> None:
     config = parse_args(BaseConfig)
     torch.set_num_threads(config.num_threads)
-    tokenizer = train_tokenizer(corpus(), vocab_size=config.tiny.vocab_size)
-    vocabulary = read_vocabulary(tokenizer)
-    history: list[dict] = []
-
-    def report(stage: str, clips: int, figures: dict[str, float]) -> None:
-        history.append({"stage": stage, "clips": clips, **figures})
-        print(
-            f"{stage:>10} {clips:6d} clips  " + "  ".join(f"{k} {v:.2f}" for k, v in figures.items()),
-            flush=True,
-        )
-
     for seed in config.seeds:
-        backbone = QwenOmniBackbone(build_tiny(config.tiny, vocabulary, seed=seed))
-        history.clear()
         try:
-            teacher = FilmTeacher(config)
-            figures = run_course(
-                backbone,
-                tokenizer,
-                vocabulary,
-                config.course,
-                teach=teacher,
-                report=report,
-                load=_loader(config),
-            )
+            teach_base(config, seed)
         except StageError as failed:
             print(f"seed {seed}: {failed}; trying the next seed", flush=True)
             continue
-        method = make_method("sft")
-        heads = method.build_heads(backbone.width)
-        folder = Path(config.output_dir)
-        save_folder(
-            folder,
-            backbone=backbone,
-            tokenizer=tokenizer,
-            method=method,
-            heads=heads,
-            preparation=config.preparation,
-        )
-        (folder / "history.json").write_text(
-            json.dumps({"seed": seed, "held_out": figures, "history": history}, indent=1) + "\n"
-        )
-        clips = sum(row["clips"] for row in _last_of_each_stage(history))
-        resolved = {"config": to_dict(config), "config_fingerprint": fingerprint(config)}
-        write_card(folder, Card(name="tiny_base", counts={"clips": clips, "seed": seed}, **resolved))
-        print(f"base written to {folder}")
+        print(f"base written to {config.output_dir}")
         return
     raise SystemExit("no seed got through the course; give more seeds, or raise max_clips of the stage named above")
 
 
-def _last_of_each_stage(history: list[dict]) -> list[dict]:
-    return list({row["stage"]: row for row in history}.values())
+def teach_base(config: BaseConfig, seed: int) -> None:
+    """Take one random model through the course and write it down. Raises `StageError` where it does not click."""
+    tokenizer = train_tokenizer(corpus(), vocab_size=config.tiny.vocab_size)
+    vocabulary = read_vocabulary(tokenizer)
+    backbone = QwenOmniBackbone(build_tiny(config.tiny, vocabulary, seed=seed))
+    method = make_method("sft")
+    save = partial(
+        save_folder,
+        Path(config.output_dir),
+        backbone=backbone,
+        tokenizer=tokenizer,
+        method=method,
+        heads=method.build_heads(backbone.width),
+        preparation=config.preparation,
+    )
+    history: list[dict] = []
+
+    def report(stage: str, clips: int, figures: dict[str, float]) -> None:
+        history.append({"stage": stage, "clips": clips, **figures})
+        print(f"{stage:>10} {clips:6d} clips  " + "  ".join(f"{k} {v:.2f}" for k, v in figures.items()), flush=True)
+        save()  # a run that is ended leaves its last state; only a finished one has a card
+
+    teacher = FilmTeacher(config)
+    run_course(backbone, tokenizer, vocabulary, config.course, teach=teacher, report=report, load=_loader(config))
+    _write_card(config, seed, history)
+
+
+def _write_card(config: BaseConfig, seed: int, history: list[dict]) -> None:
+    folder = Path(config.output_dir)
+    (folder / "history.json").write_text(json.dumps({"seed": seed, "history": history}, indent=1) + "\n")
+    last_of_each_stage = {row["stage"]: row for row in history}.values()
+    counts = {"seed": seed, "clips": sum(row["clips"] for row in last_of_each_stage)}
+    resolved = {"config": to_dict(config), "config_fingerprint": fingerprint(config)}
+    write_card(folder, Card(name="tiny_base", counts=counts, **resolved))
 
 
 def _loader(config: BaseConfig) -> Load:

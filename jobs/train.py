@@ -1,7 +1,8 @@
 """Train a model and register it: python jobs/train.py --config jobs/configs/train/tiny_cpu.yaml
 
 Ends with 0, with 1 after a failure, and with 128 + the signal's number after SIGTERM or SIGINT (the checkpoint is
-written: the same command goes on from there).
+written: the same command goes on from there). `ray job stop` waits for that as long as RAY_JOB_STOP_WAIT_TIME_S in the
+job's env_vars says; its default of 3 s is too short.
 """
 
 from __future__ import annotations

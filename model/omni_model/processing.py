@@ -51,7 +51,7 @@ def resize_frames(frames_FHW3: np.ndarray, *, min_pixels: int, max_pixels: int) 
     height, width = fit_size(*frames_FHW3.shape[1:3], min_pixels=min_pixels, max_pixels=max_pixels)
     if (height, width) == frames_FHW3.shape[1:3]:
         return frames_FHW3
-    pixels = torch.from_numpy(np.ascontiguousarray(frames_FHW3)).permute(0, 3, 1, 2)
+    pixels = _as_tensor(frames_FHW3).permute(0, 3, 1, 2)
     resized = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True, align_corners=False)
     return resized.permute(0, 2, 3, 1).contiguous().numpy()
 
@@ -61,7 +61,7 @@ def patchify(frames_FHW3: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
 
     Patches run in the order of the tower's 2 x 2 merging. An odd last frame is repeated.
     """
-    frames = torch.from_numpy(np.ascontiguousarray(frames_FHW3))
+    frames = _as_tensor(frames_FHW3)
     if len(frames) % TEMPORAL_PATCH:
         frames = torch.cat([frames, frames[-1:]])
     num_frames, height, width, _ = frames.shape
@@ -74,6 +74,11 @@ def patchify(frames_FHW3: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     split = pixels.view(t, TEMPORAL_PATCH, 3, h // MERGE, MERGE, PATCH_PX, w // MERGE, MERGE, PATCH_PX)
     patches = split.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, -1)
     return patches, torch.tensor([t, h, w])
+
+
+def _as_tensor(frames_FHW3: np.ndarray) -> torch.Tensor:
+    # Arrays out of an object store are read-only, which torch takes with a warning only.
+    return torch.from_numpy(np.require(frames_FHW3, requirements=["C_CONTIGUOUS", "WRITEABLE"]))
 
 
 def log_mel(waveform: np.ndarray | torch.Tensor) -> torch.Tensor:

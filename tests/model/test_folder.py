@@ -237,9 +237,7 @@ def exported(backbone, tokenizer, tmp_path_factory):
     heads = method.build_heads(backbone.width)
     for p in heads.parameters():
         torch.nn.init.normal_(p)
-    save_folder(
-        folder, backbone=backbone, tokenizer=tokenizer, method=method, heads=heads, preparation=PREPARATION
-    )
+    save_folder(folder, backbone=backbone, tokenizer=tokenizer, method=method, heads=heads, preparation=PREPARATION)
     return folder, heads
 
 

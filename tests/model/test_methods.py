@@ -111,7 +111,9 @@ def test_the_paper_is_the_default():
 def test_unknown_methods_and_options_name_what_is_known():
     with pytest.raises(ValueError, match=r"unknown method 'lvr'; known: latent_omni, sft, text_cot"):
         make_method("lvr")
-    with pytest.raises(ValueError, match=r"method 'latent_omni' has no option \['num_visuals'\]; it knows: num_visual,"):
+    with pytest.raises(
+        ValueError, match=r"method 'latent_omni' has no option \['num_visuals'\]; it knows: num_visual,"
+    ):
         make_method("latent_omni", {"num_visuals": 4})
     with pytest.raises(ValueError, match=r"method 'sft' has no option \['ospe'\]; it knows: none"):
         make_method("sft", {"ospe": "slot"})
@@ -131,6 +133,7 @@ def test_unknown_methods_and_options_name_what_is_known():
         ("num_audio", True, "must be a int, got True"),
         ("latent_weight", "5e-3", "must be a float, got '5e-3'"),
         ("teacher_share", 1.5, "between 0 and 1"),
+        ("segment_s", 0, "length in seconds above 0"),
     ],
 )
 def test_a_value_that_is_not_right_is_refused(option, value, complaint):

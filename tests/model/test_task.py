@@ -143,7 +143,9 @@ def test_the_export_is_the_trained_model(base, rows, tmp_path):
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert again.preparation == Preparation(fps=1.0)
     before = load_folder(base).loaded.backbone.thinker
-    assert torch.equal(before.model.visual.merger.mlp[0].weight, again.loaded.backbone.thinker.model.visual.merger.mlp[0].weight)
+    assert torch.equal(
+        before.model.visual.merger.mlp[0].weight, again.loaded.backbone.thinker.model.visual.merger.mlp[0].weight
+    )
     assert not torch.equal(before.lm_head.weight, again.loaded.backbone.thinker.lm_head.weight)
 
 

@@ -91,8 +91,9 @@ def test_the_child_does_not_outlive_a_parent_that_is_killed(film, endless):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
-        parent.kill()
-    deadline = time.monotonic() + 60
-    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not Path(f"/proc/{child}").exists()
+        with endless.open("wb"):  # opens when the child reads, which then waits for data that never come
+            parent.kill()
+            deadline = time.monotonic() + 60
+            while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert not Path(f"/proc/{child}").exists()

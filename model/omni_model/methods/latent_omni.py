@@ -73,6 +73,10 @@ class LatentOmni:
                 f"a phase needs at least one slot, got num_visual={self.num_visual}, num_audio={self.num_audio}; "
                 "for a run without latents use method sft or text_cot"
             )
+        if self.segment_s <= 0:
+            raise ValueError(f"segment_s is a length in seconds above 0, got {self.segment_s}")
+        # The engine's own checks, now rather than at the first step.
+        _ = self.unroll
 
     @property
     def unroll(self) -> UnrollConfig:

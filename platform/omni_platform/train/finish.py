@@ -41,8 +41,8 @@ def finish(run: TrackedRun, config: TrainConfig, task: Task, engine: Engine, pro
     return {
         "steps": progress.step,
         "epochs": progress.epoch,
-        "loss_first": progress.first["loss"],
-        "loss_last": progress.last["loss"],
+        "loss_first": progress.first.get("loss"),
+        "loss_last": progress.last.get("loss"),
         **{name: value for name, value in terms.items() if name != "loss"},
         "export": str(export),
         "model_version": gather(version)[0],

@@ -71,6 +71,7 @@ def fit(
 
 def _make_trainer(job: Job, flag_name: str) -> TorchTrainer:
     config, gpu = job.config, _uses_gpu(job.config)
+    _say_what_is_missing(config, gpu)
     os.environ.setdefault(ENABLE_PRINT_PATCH_ENV_VAR, "0")  # it shows every printed line twice
     assert config.storage_path is not None
     _forget_reported_checkpoints(Storage.at(config.storage_path, config.run_name))
@@ -167,6 +168,19 @@ def _in_thread(call: Callable[[], Any]) -> Any:
     return outcome["value"]
 
 
+def _say_what_is_missing(config: TrainConfig, gpu: bool) -> None:
+    """Workers that do not fit are waited for (a cluster may grow); without a word that looks like a hang."""
+    one = config.resources_per_worker or ({"GPU": 1} if gpu else {"CPU": 1})
+    there = ray.cluster_resources()
+    for name, amount in one.items():
+        if there.get(name, 0) < amount * config.num_workers:
+            print(
+                f"waiting for the cluster: {config.num_workers} workers need {amount * config.num_workers:g} "
+                f"{name}, {there.get(name, 0):g} are there; lower num_workers if it cannot grow",
+                flush=True,
+            )
+
+
 def _uses_gpu(config: TrainConfig) -> bool:
     if config.use_gpu != "auto":
         return config.use_gpu
@@ -196,6 +210,7 @@ def _in_uploaded_copy() -> bool:
 
 def _open_tracked_run(config: TrainConfig) -> tracking.TrackedRun:
     assert config.storage_path is not None
+    card = find_card(config.dataset_dir)
     run = tracking.open_run(
         run_name=config.run_name,
         run_folder=storage.join(config.storage_path, config.run_name),
@@ -203,7 +218,6 @@ def _open_tracked_run(config: TrainConfig) -> tracking.TrackedRun:
         tracking_uri=config.tracking_uri,
         experiment_name=config.experiment_name,
     )
-    card = find_card(config.dataset_dir)
     tracking.describe_run(
         run,
         config=to_dict(config),

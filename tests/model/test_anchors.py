@@ -1,0 +1,94 @@
+"""Anchors are the model's own features of a segment, encoded as a clip of its own and pooled."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from omni_model.anchors import AnchorEncoder, build_clip_encoder
+from omni_model.batch import join_media
+from omni_model.folder import Preparation
+from omni_model.pooling import norm_weighted_pool
+from omni_model.sequence import prepare_media
+from omni_platform.media.film import make_scene
+from omni_platform.media.synth import render_frames, render_waveform
+
+
+@pytest.fixture(scope="module")
+def encoder(backbone) -> AnchorEncoder:
+    return AnchorEncoder(backbone=backbone, preparation=Preparation(), num_visual=3, num_audio=2, fingerprint="toy")
+
+
+@pytest.fixture(scope="module")
+def clip() -> dict:
+    scene = make_scene(seed=3, index=8, num_shots=4)
+    frames = render_frames(scene, times_s=np.arange(8) / 2, side_px=56)
+    return {"frames": frames, "sample_fps": 2.0, "waveform": render_waveform(scene)}
+
+
+def test_an_anchor_is_the_segment_encoded_alone_and_pooled(encoder, clip):
+    spans = [(1.0, 2.0), (0.0, 3.0), (2.5, 4.0)]
+    anchors = encoder.anchors(**clip, spans=spans)
+    assert anchors.shape == (3, 5, 64)
+    assert anchors.dtype == np.float32
+    for anchor, (start_s, end_s) in zip(anchors, spans, strict=True):
+        frames = clip["frames"][round(2 * start_s) : round(2 * end_s)]
+        sound = clip["waveform"][round(16_000 * start_s) : round(16_000 * end_s)]
+        media = prepare_media(frames, sample_fps=2.0, waveform=sound)
+        with torch.no_grad():
+            encoded = encoder.backbone.encode(join_media([media]))
+        expected = torch.cat([norm_weighted_pool(encoded.visual_ND, 3), norm_weighted_pool(encoded.audio_ND, 2)])
+        np.testing.assert_allclose(anchor, expected.numpy(), atol=2e-5)
+
+
+def test_segments_do_not_know_each_other(encoder, clip):
+    spans = [(0.0, 1.0), (1.0, 4.0)]
+    both = encoder.anchors(**clip, spans=spans)
+    for anchor, span in zip(both, spans, strict=True):
+        np.testing.assert_allclose(anchor, encoder.anchors(**clip, spans=[span])[0], atol=2e-5)
+
+
+def test_without_sound_audio_anchors_are_zeros(encoder, clip):
+    anchors = encoder.anchors(**{**clip, "waveform": None}, spans=[(0.0, 2.0)])
+    assert anchors[0, :3].any()
+    assert not anchors[0, 3:].any()
+    assert encoder.anchors(**clip, spans=[]).shape == (0, 5, 64)
+
+
+def test_a_short_or_late_segment_still_has_frames(encoder, clip):
+    """At least one temporal patch: two frames, the clip's last ones where it ends."""
+    for span in ((0.2, 0.3), (3.9, 4.0)):
+        anchors = encoder.anchors(**clip, spans=[span])
+        assert np.isfinite(anchors).all()
+        assert anchors[0, :3].any()
+    last = encoder.anchors(**clip, spans=[(3.9, 4.0)])[0, :3]
+    np.testing.assert_allclose(last, encoder.anchors(**clip, spans=[(3.0, 4.0)])[0, :3], atol=2e-5)
+
+
+def test_frames_are_prepared_as_the_model_wants_them(encoder):
+    frames = np.zeros((2, 100, 60, 3), np.uint8)
+    assert encoder.prepare_frames(frames).shape == (2, 56, 28, 3)
+
+
+def test_the_fingerprint_follows_towers_and_shape(new_backbone, tokenizer, tmp_path):
+    def fingerprint(seed: int = 0, num_visual: int = 3, head: float = 1.0, **preparation) -> str:
+        backbone = new_backbone(seed=seed)
+        with torch.no_grad():
+            backbone.thinker.lm_head.weight *= head
+        folder = tmp_path / f"{seed}-{head}"
+        backbone.thinker.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        encoder = build_clip_encoder(
+            model_name_or_path=str(folder),
+            num_visual=num_visual,
+            num_audio=2,
+            preparation=Preparation(**preparation),
+        )
+        assert (encoder.num_visual, encoder.num_audio, encoder.dim) == (num_visual, 2, 64)
+        return encoder.fingerprint
+
+    first = fingerprint()
+    assert first == fingerprint(head=2.0)  # what comes after the towers shapes no anchor
+    others = {fingerprint(seed=1), fingerprint(num_visual=4), fingerprint(video_max_pixels=9 * 784)}
+    assert len(others - {first}) == 3
