@@ -23,7 +23,7 @@ class EncoderConfig:
     """A Hugging Face folder, a hub name, or `tiny` for the toy base."""
     num_visual: int = 4
     """Visual anchors per segment."""
-    num_audio: int = 4
+    num_audio: int = 2
     """Audio anchors per segment."""
     video_min_pixels: int = Preparation.video_min_pixels
     video_max_pixels: int = Preparation.video_max_pixels

@@ -14,6 +14,8 @@ from omni_platform.runtime import start_ray
 from omni_serving.config import ServeConfig
 from omni_serving.deploy import DeployError, deployed
 
+CONFIG = ServeConfig
+
 
 def main(argv: list[str] | None = None) -> None:
     config = parse_args(ServeConfig, argv)

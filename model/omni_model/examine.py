@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,22 +20,11 @@ from omni_model.probes import (
     paired_difference,
 )
 from omni_model.reason import Ask, Reasoner, Reply, load_reasoner
+from omni_model.rows import PreparedRow
 from omni_model.scoring import accuracy, accuracy_by_type, chance
-from omni_platform.schema import Sample
 
 OWN = "own"
 CONDITIONS: tuple[str, ...] = (OWN, *BLIND, *(f"latents_{c}" for c in LATENT_CONTROLS))
-
-
-class ExamRow(Protocol):
-    """What the data side hands over for one question."""
-
-    sample: Sample
-    clip_id: str
-    frames: np.ndarray
-    sample_fps: float
-    waveform: np.ndarray | None
-    anchors: np.ndarray
 
 
 class Examiner:
@@ -60,7 +49,7 @@ class Examiner:
         self._conditions = tuple(conditions)
         self._limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_phases": max_phases}
 
-    def __call__(self, rows: Sequence[ExamRow]) -> list[dict[str, Any]]:
+    def __call__(self, rows: Sequence[PreparedRow]) -> list[dict[str, Any]]:
         """One record per row and condition: what was answered and whether it is right."""
         asks = [_ask(row) for row in rows]
         plans = [self._reasoner.plan(ask) for ask in asks]
@@ -70,15 +59,15 @@ class Examiner:
             if which in self._conditions:
                 replies = self._reasoner.answer([blind(ask, which) for ask in asks], **self._limits)
                 records += self._records(rows, which, replies)
-        has_latents = any(rollout.latent_steps for rollout in own)
         for which in LATENT_CONTROLS:
-            if f"latents_{which}" in self._conditions and has_latents:
+            # Also where this batch never looked: every condition must answer every question.
+            if f"latents_{which}" in self._conditions and self._reasoner.num_slots:
                 changed = self._reasoner.rollouts(plans, override=_override(which, rows, own), **self._limits)
                 replies = self._reasoner.replies(asks, plans, changed)
                 records += self._records(rows, f"latents_{which}", replies)
         return records
 
-    def _records(self, rows: Sequence[ExamRow], condition: str, replies: Sequence[Reply]) -> list[dict[str, Any]]:
+    def _records(self, rows: Sequence[PreparedRow], condition: str, replies: Sequence[Reply]) -> list[dict[str, Any]]:
         return [
             {
                 "sample_id": row.sample.sample_id,
@@ -98,7 +87,7 @@ class Examiner:
         ]
 
 
-def _override(which: LatentControl, rows: Sequence[ExamRow], own: Sequence[Rollout]) -> LatentOverride:
+def _override(which: LatentControl, rows: Sequence[PreparedRow], own: Sequence[Rollout]) -> LatentOverride:
     if which == "other":
         kinds = [row.sample.question_type for row in rows]
         return control(which, own, donors=choose_donors([row.clip_id for row in rows], kinds))
@@ -106,7 +95,7 @@ def _override(which: LatentControl, rows: Sequence[ExamRow], own: Sequence[Rollo
     return control(which, own, anchors=anchors)
 
 
-def _ask(row: ExamRow) -> Ask:
+def _ask(row: PreparedRow) -> Ask:
     return Ask(
         question=row.sample.question,
         frames=row.frames,
@@ -116,7 +105,7 @@ def _ask(row: ExamRow) -> Ask:
     )
 
 
-def _looked_right(row: ExamRow, reply: Reply) -> float | None:
+def _looked_right(row: PreparedRow, reply: Reply) -> float | None:
     """Share of the first phases' nearest moments that begin within the segment the trajectory looks at."""
     hits = [
         look.start_s <= moment.start_s < look.end_s

@@ -93,6 +93,11 @@ class Reasoner:
     def method_name(self) -> str:
         return self._model.method.name
 
+    @property
+    def num_slots(self) -> int:
+        """Latent slots of a phase; 0 for methods without latents."""
+        return self._model.method.num_visual + self._model.method.num_audio
+
     def answer(
         self,
         asks: Sequence[Ask],

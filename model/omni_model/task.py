@@ -5,28 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from omni_model.batch import Batch, collate
 from omni_model.folder import Preparation, load_backbone, save_folder
 from omni_model.learner import Learner
 from omni_model.methods import make_method
 from omni_model.options import read_options
+from omni_model.rows import PreparedRow
 from omni_model.sequence import Plan, PlanBuilder, prepare_media
-from omni_platform.schema import Sample
-
-
-class TrainingRow(Protocol):
-    """What the data side hands over for one sample."""
-
-    sample: Sample
-    frames: np.ndarray
-    sample_fps: float
-    waveform: np.ndarray | None
-    anchors: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +54,8 @@ class ReasoningTask:
         self._method = make_method(config.method, config.options)
         self._loaded = load_backbone(config.model_name_or_path)
         self._preparation = Preparation(**{f.name: getattr(config, f.name) for f in fields(Preparation)})
-        self.module = Learner(self._loaded.backbone, self._method)
+        self._learner = Learner(self._loaded.backbone, self._method)
+        self.module: nn.Module = self._learner
         self._freeze()
         if config.gradient_checkpointing:
             self._checkpoint_activations()
@@ -73,7 +65,7 @@ class ReasoningTask:
         """Weight of every raw term in the loss."""
         return {"text": 1.0, **self._method.weights}
 
-    def collate(self, rows: Sequence[TrainingRow]) -> Batch:
+    def collate(self, rows: Sequence[PreparedRow]) -> Batch:
         """Lay rows out and pad them to one batch. Raises `ValueError` naming a sample that is too long."""
         plans = [self.plan(row) for row in rows]
         anchors = None
@@ -82,7 +74,7 @@ class ReasoningTask:
         phases = getattr(self._method, "max_train_phases", 0) if self.config.pad_phases else 0
         return collate(plans, anchors=anchors, min_phases=phases)
 
-    def plan(self, row: TrainingRow) -> Plan:
+    def plan(self, row: PreparedRow) -> Plan:
         """One sample as a sequence."""
         waveform = row.waveform if self.config.use_audio_in_video else None
         media = prepare_media(row.frames, sample_fps=row.sample_fps, waveform=waveform)
@@ -113,7 +105,7 @@ class ReasoningTask:
             backbone=self._loaded.backbone,
             tokenizer=self._loaded.tokenizer,
             method=self._method,
-            heads=self.module.heads,
+            heads=self._learner.heads,
             preparation=self._preparation,
         )
 

@@ -94,6 +94,8 @@ def cluster() -> Iterator[Cluster]:
         wait_for("the job server", lambda: answers(made, head, folder / "head.log"))
         yield made
     finally:
+        if head.poll() is not None:
+            print((folder / "head.log").read_text())  # it should be running still; here is why it is not
         head.send_signal(signal.SIGTERM)
         head.wait(timeout=60)
         shutil.rmtree(folder, ignore_errors=True)

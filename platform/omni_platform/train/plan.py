@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
+
+import numpy as np
 
 from omni_platform.data.batches import epoch_order, step_indices
 from omni_platform.train.config import TrainConfig
@@ -45,18 +46,16 @@ class Plan:
 
     def batches(self, rank: int, *, first_step: int) -> Iterator[list[int]]:
         """Row numbers of one worker's micro-batches from a step on; jumping there costs one epoch's order."""
-        first_epoch, skipped = divmod(first_step, self.steps_per_epoch)
-        for epoch in count(first_epoch):
-            order = epoch_order(self.ids, self.config.seed, epoch)
-            for within in range(skipped, self.steps_per_epoch):
-                if epoch * self.steps_per_epoch + within == self.total_steps:
-                    return
-                yield from step_indices(
-                    order,
-                    within,
-                    rank=rank,
-                    world_size=self.world_size,
-                    per_device_batch=self.config.per_device_train_batch_size,
-                    accumulation=self.config.gradient_accumulation_steps,
-                )
-            skipped = 0
+        order = np.empty(0, np.int64)
+        for step in range(first_step, self.total_steps):
+            epoch, within = divmod(step, self.steps_per_epoch)
+            if within == 0 or step == first_step:
+                order = epoch_order(self.ids, self.config.seed, epoch)
+            yield from step_indices(
+                order,
+                within,
+                rank=rank,
+                world_size=self.world_size,
+                per_device_batch=self.config.per_device_train_batch_size,
+                accumulation=self.config.gradient_accumulation_steps,
+            )

@@ -1,0 +1,39 @@
+"""What the data side hands over for one sample; the model room states what it needs and asks for no more."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from omni_platform.schema import Sample
+
+
+class PreparedRow(Protocol):
+    """A sample with its decoded clip and the anchors of its looks."""
+
+    @property
+    def sample(self) -> Sample: ...
+
+    @property
+    def clip_id(self) -> str: ...
+
+    @property
+    def frames(self) -> np.ndarray:
+        """uint8 (F, H, W, 3)"""
+        ...
+
+    @property
+    def sample_fps(self) -> float:
+        """True rate of the frames."""
+        ...
+
+    @property
+    def waveform(self) -> np.ndarray | None:
+        """float32, 16 kHz mono; None for a clip without sound"""
+        ...
+
+    @property
+    def anchors(self) -> np.ndarray:
+        """float32 (S, K, D): one block per look"""
+        ...
