@@ -43,6 +43,7 @@ CONFIG = DemoConfig
 
 def main() -> None:
     config = parse_args(DemoConfig)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # one bar per actor says nothing here
     demo = Demo(config)
     out = demo.out
     film = ["jobs/film.py", "--config", "jobs/configs/film/train.yaml"]
@@ -124,8 +125,8 @@ class Demo:
             "id": "real-0",
             "clip": str(clip.resolve()),
             "question": "Which colour is on screen when the low tone sounds?",
-            "answer": "",
-            "trajectory": [{"text": "The low tone:"}, {"segment": [2.0, 4.0]}, {"text": " unknown."}],
+            "answer": "unknown",
+            "trajectory": [{"text": "The low tone:"}, {"segment": [2.0, 4.0]}, {"text": " unknown. Answer: unknown"}],
         }
         (folder / "manifest.jsonl").write_text(json.dumps(row) + "\n")
         return folder

@@ -32,7 +32,7 @@ def main() -> None:
         summary = fit(
             config,
             build_task=build_task,
-            open_rows=functools.partial(TrainingRows.open, config.dataset_dir),
+            open_rows=functools.partial(TrainingRows.open, storage.absolute(config.dataset_dir)),
         )
     except RunStopped as stopped:
         print(stopped, flush=True)
