@@ -30,7 +30,7 @@ class DemoConfig:
     """Where the demo lives and how large it is."""
 
     output_dir: str = "outputs/demo"
-    train_clips: int = 320
+    train_clips: int = 480
     eval_clips: int = 64
     train_config: str = "jobs/configs/train/tiny_cpu.yaml"
     real_clip: str = "../shared/media/nasa_13013.mp4"

@@ -76,14 +76,15 @@ def patchify(frames_FHW3: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     return patches, torch.tensor([t, h, w])
 
 
-def _as_tensor(frames_FHW3: np.ndarray) -> torch.Tensor:
+def _as_tensor(array: np.ndarray) -> torch.Tensor:
     # Arrays out of an object store are read-only, which torch takes with a warning only.
-    return torch.from_numpy(np.require(frames_FHW3, requirements=["C_CONTIGUOUS", "WRITEABLE"]))
+    return torch.from_numpy(np.require(array, requirements=["C_CONTIGUOUS", "WRITEABLE"]))
 
 
 def log_mel(waveform: np.ndarray | torch.Tensor) -> torch.Tensor:
     """Whisper's log-mel features of a mono 16 kHz waveform (..., samples): float32 (..., C, M), 100 frames a second."""
-    wave = torch.as_tensor(waveform, dtype=torch.float32)
+    wave = waveform if isinstance(waveform, torch.Tensor) else _as_tensor(waveform)
+    wave = wave.float()
     window = torch.hann_window(MEL_WINDOW)
     spectrum = torch.stft(wave, MEL_WINDOW, MEL_HOP, window=window, return_complex=True)
     # Real and imaginary parts squared: the complex absolute value is slow on CPU.

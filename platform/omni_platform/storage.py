@@ -111,7 +111,7 @@ def open_write(uri: str | Path) -> Iterator[IO[bytes]]:
             yield file
         except BaseException:
             file.discard()
-            file.closed = True  # or it would upload what it has when it is collected
+            file.closed = True  # or it would try to upload, and complain, when it is collected
             raise
         file.close()  # an object store shows an object when its upload is completed, never before
         return

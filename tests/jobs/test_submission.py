@@ -36,7 +36,7 @@ from omni_platform.tracking import TrackedRun, resolve_model
 ROOT = Path(__file__).parents[2]
 NUM_VISUAL = NUM_AUDIO = 2
 SIZES = TinyConfig(hidden_size=48, num_layers=1, num_heads=3, intermediate_size=96, vision_size=64, tower_layers=1)
-DEADLINE_S = 240.0
+DEADLINE_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +112,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         f"task.options.num_visual={NUM_VISUAL}",
         f"task.options.num_audio={NUM_AUDIO}",
         f"tracking_uri=sqlite:///{folder}/mlflow.db",
+        "registered_model_name=submitted",
         "per_device_train_batch_size=1",
         "logging_steps=1",
     ]
@@ -144,7 +145,7 @@ def test_a_stopped_job_leaves_a_checkpoint_and_the_next_submission_goes_on_from_
     assert run.data.tags["resumed_with.max_steps"] == str(steps + 2)
     assert {"train/text", "train/latent", "train/sync", "train/share/latent"} <= set(run.data.metrics)
     store = value(words, "tracking_uri")
-    assert (resolve_model("models:/latentomni-tiny@champion", tracking_uri=store) / "method.json").is_file()
+    assert (resolve_model("models:/submitted@champion", tracking_uri=store) / "method.json").is_file()
 
 
 def test_a_failing_job_ends_with_an_error(cluster: Cluster, words: list[str]) -> None:

@@ -146,7 +146,7 @@ def colour_at_tone(scene: Scene, rng: np.random.Generator) -> Question | None:
         answer=answer,
         options=COLOURS,
         trajectory=(
-            TextStep(text=f"The {tone.name} tone:"),
+            TextStep(text=f"The tone: {tone.name}"),
             _look(scene, tone.shot),
             TextStep(text=f" {answer}. Answer: {answer}"),
         ),
@@ -168,7 +168,7 @@ def tone_at_colour(scene: Scene, rng: np.random.Generator) -> Question | None:
         answer=answer,
         options=(*TONES, "none"),
         trajectory=(
-            TextStep(text=f"The {colour} shape:"),
+            TextStep(text=f"The shape: {colour}"),
             _look(scene, shot),
             TextStep(text=f" {answer}. Answer: {answer}"),
         ),
@@ -188,7 +188,7 @@ def colour_after_tone(scene: Scene, rng: np.random.Generator) -> Question | None
         answer=answer,
         options=COLOURS,
         trajectory=(
-            TextStep(text=f"The {tone.name} tone:"),
+            TextStep(text=f"The tone: {tone.name}"),
             _look(scene, tone.shot),
             TextStep(text=f" {here}. Then:"),
             _look(scene, tone.shot + 1),
@@ -332,11 +332,23 @@ def to_sample(question: Question, *, sample_id: str, clip_uri: str) -> Sample:
 
 
 def corpus() -> list[str]:
-    """Every sentence form of the film once, for training the toy tokenizer."""
+    """What the toy tokenizer is trained on: questions and answers of 400 scenes, and the phrases of trajectories.
+
+    The phrases are written down apart from the trajectories, so that rewording a trajectory leaves the tokenizer, and
+    with it the base checkpoint, as it is.
+    """
     lines: list[str] = []
     for index in range(400):
         scene = make_scene(seed=0, index=index)
         for question in ask(scene, (*CROSS_MODAL, *SKILLS)):
-            steps = [s.text for s in question.trajectory if isinstance(s, TextStep)]
-            lines += [question.text, question.answer, " ".join(question.options), *steps]
+            lines += [question.text, question.answer, " ".join(question.options), *_phrases(question)]
     return lines
+
+
+def _phrases(question: Question) -> list[str]:
+    """The words of a trajectory as the tokenizer's corpus has them."""
+    texts = [step.text for step in question.trajectory if isinstance(step, TextStep)]
+    if not texts:
+        return []
+    thing, key = texts[0].removeprefix("The ").split(": ")
+    return [f"The {key} {thing}:", *texts[1:]]
