@@ -25,7 +25,8 @@ from omni_model.tiny import TinyConfig, build_tiny, train_tokenizer
 from omni_model.vocabulary import read_vocabulary
 from omni_platform.artifacts import Card, write_card
 from omni_platform.config import fingerprint, parse_args, to_dict
-from omni_platform.media.film import ask, corpus, make_scene
+from omni_platform.media.film import ask, corpus
+from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import render_frames, render_waveform
 
 

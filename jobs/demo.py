@@ -55,7 +55,9 @@ def main() -> None:
     if (ROOT / config.real_clip).is_file():
         manifest = demo.write_real_manifest(ROOT / config.real_clip)
         demo.preprocess("preprocess_real", manifest=str(manifest), to=f"{out}/anchors/real")
-    train = ["jobs/train.py", "--config", config.train_config, f"dataset_dir={out}/anchors/train"]
+    # Other inputs are another run: a checkpoint of the old one would be refused.
+    train = ["jobs/train.py", "--config", config.train_config, f"run_name=demo-{demo.inputs_fingerprint}"]
+    train += [f"dataset_dir={out}/anchors/train"]
     demo.run("train", [*train, f"output_dir={out}/train", f"tracking_uri={demo.tracking_uri}"])
     demo.evaluate("evaluate_base", model=str(TINY_BASE), conditions="[own]")
     demo.evaluate("evaluate", model="models:/latentomni@champion", run_id=demo.trained["mlflow"]["run_id"])
@@ -77,6 +79,11 @@ class Demo:
     @property
     def out(self) -> str:
         return self.config.output_dir
+
+    @property
+    def inputs_fingerprint(self) -> str:
+        """Changes with the code and with every stage so far."""
+        return self._chain[:8]
 
     @property
     def tracking_uri(self) -> str:

@@ -31,7 +31,6 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 _DEFAULT_EXPERIMENT = "latentomni"
 _RUN_ID_FILE = "mlflow_run.json"
 _MAX_PARAM_CHARS = 6000
-_MAX_PARAMS_PER_BATCH = 100
 _FLUSH_INTERVAL_S = 2.0
 
 
@@ -99,10 +98,8 @@ def describe_run(
     flat, known = flatten(config), run.client.get_run(run.run_id).data.params
     new = [Param(key, text) for key, text in flat.items() if key not in known]
     changed = {f"resumed_with.{k}": text for k, text in flat.items() if known.get(k, text) != text}
-    for first in range(0, len(new), _MAX_PARAMS_PER_BATCH):
-        run.client.log_batch(run.run_id, params=new[first : first + _MAX_PARAMS_PER_BATCH])
     every_tag = {**_origin_tags(), **(tags or {}), **changed}
-    run.client.log_batch(run.run_id, tags=[RunTag(k, v) for k, v in every_tag.items()])
+    run.client.log_batch(run.run_id, params=new, tags=[RunTag(k, v) for k, v in every_tag.items()])
     run.client.log_text(run.run_id, config_yaml, "config.yaml")
     for name, text in (cards or {}).items():
         run.client.log_text(run.run_id, text, f"cards/{name}")

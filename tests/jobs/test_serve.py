@@ -23,7 +23,8 @@ from omni_model.tiny import TinyConfig, build_tiny, train_tokenizer
 from omni_model.vocabulary import read_vocabulary
 from omni_platform.config import load_config
 from omni_platform.media.decode import decode_clip
-from omni_platform.media.film import corpus, make_scene
+from omni_platform.media.film import corpus
+from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import write_mp4
 from omni_platform.tracking import open_run, register_model
 from omni_serving.config import ServeConfig

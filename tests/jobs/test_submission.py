@@ -28,7 +28,8 @@ from omni_model.vocabulary import read_vocabulary
 from omni_platform.artifacts import Card, write_card
 from omni_platform.data.parts import Part, write_part
 from omni_platform.media.decode import DecodedClip
-from omni_platform.media.film import ask, corpus, make_scene, to_sample
+from omni_platform.media.film import ask, corpus, to_sample
+from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import render_frames, render_waveform
 from omni_platform.schema import Segment
 from omni_platform.tracking import TrackedRun, resolve_model

@@ -20,7 +20,8 @@ from omni_model.qwen_omni import QwenOmniBackbone
 from omni_model.sequence import Media, Plan, PlanBuilder, prepare_media
 from omni_model.tiny import TinyConfig, build_tiny, train_tokenizer
 from omni_model.vocabulary import Vocabulary, read_vocabulary
-from omni_platform.media.film import corpus, make_scene
+from omni_platform.media.film import corpus
+from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import render_frames, render_waveform
 from omni_platform.schema import LookStep, Sample, Step, TextStep
 

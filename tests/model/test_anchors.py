@@ -11,7 +11,7 @@ from omni_model.batch import join_media
 from omni_model.folder import Preparation
 from omni_model.pooling import norm_weighted_pool
 from omni_model.sequence import prepare_media
-from omni_platform.media.film import make_scene
+from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import render_frames, render_waveform
 
 

@@ -10,7 +10,7 @@ import pytest
 from omni_model.examine import CONDITIONS, OWN, Examiner, summarise
 from omni_model.folder import Preparation, save_folder
 from omni_model.methods import make_method
-from omni_platform.media.film import make_scene
+from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import render_frames, render_waveform
 from omni_platform.schema import Sample
 

@@ -115,6 +115,14 @@ def test_a_thinker_alone_loads(thinker_folder, backbone, vocabulary):
     assert load_backbone(str(thinker_folder), dtype=torch.bfloat16).backbone.thinker.dtype == torch.bfloat16
 
 
+def test_the_base_that_ships_is_loaded_by_name(vocabulary):
+    loaded = load_backbone("tiny")
+    assert 1_000_000 < sum(p.numel() for p in loaded.backbone.parameters()) < 5_000_000
+    assert len(loaded.tokenizer) <= loaded.backbone.thinker.get_input_embeddings().weight.shape[0]
+    assert loaded.vocabulary == vocabulary
+    assert load_folder("tiny").method.name == "sft"
+
+
 def test_missing_weights_are_an_error_and_not_noise(thinker_folder, tmp_path):
     shutil.copytree(thinker_folder, tmp_path, dirs_exist_ok=True)
     weights = load_file(tmp_path / "model.safetensors")

@@ -121,6 +121,7 @@ def test_padding_is_never_seen(backbone, film, lay_out, sample_with, latent):
     inputs = embed_batch(backbone, batch).inputs_BLD
     padding = (batch.kinds_BL == Kind.PAD)[..., None]
     assert padding.any()
+    assert mask.diagonal(dim1=1, dim2=2).all()  # softmax over nothing is undefined
     clean, noisy = (
         backbone.run(x, position_ids_3BQ=batch.position_ids_3BL, mask_BQK=mask)
         for x in (inputs, torch.where(padding, 100 * torch.ones_like(inputs), inputs))

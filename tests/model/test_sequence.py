@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from omni_model.sequence import IGNORE, Kind, PlanBuilder, prepare_media
-from omni_platform.media.film import make_scene
+from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import render_frames, render_waveform
 
 

@@ -12,7 +12,7 @@ import torch
 from omni_model.folder import Preparation, load_folder, save_folder
 from omni_model.methods import make_method
 from omni_model.task import build_task
-from omni_platform.media.film import make_scene
+from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import render_frames, render_waveform
 from omni_platform.schema import Sample
 

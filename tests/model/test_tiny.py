@@ -7,7 +7,8 @@ from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
 from omni_model.tiny import TinyConfig, build_tiny, train_tokenizer
 from omni_model.vocabulary import CHAT_TOKENS, LATENT_TOKENS, MEDIA_TOKENS, read_vocabulary
-from omni_platform.media.film import COLOURS, TONES, corpus
+from omni_platform.media.film import corpus
+from omni_platform.media.scene import COLOURS, TONES
 
 
 def test_the_default_toy_is_the_stock_class_with_one_to_five_million_weights(vocabulary):

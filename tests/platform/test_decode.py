@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from omni_platform.media.decode import MediaError, decode_clip, sample_times
-from omni_platform.media.film import make_scene
 from omni_platform.media.probe import probe
+from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import write_mp4
 
 _BITS = 10

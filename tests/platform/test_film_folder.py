@@ -12,9 +12,9 @@ import pytest
 from omni_platform.artifacts import read_card
 from omni_platform.data.manifest import read_manifest
 from omni_platform.media.decode import MediaError, decode_clip
-from omni_platform.media.film import make_scene
 from omni_platform.media.film_folder import FilmConfig, write_film
 from omni_platform.media.probe import probe
+from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import render_frames, render_waveform
 
 

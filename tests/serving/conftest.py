@@ -19,7 +19,7 @@ import pytest
 import ray
 
 from omni_model.reason import Ask, Moment, Phase, Reply
-from omni_platform.media.film import COLOURS_RGB, Scene, make_scene
+from omni_platform.media.scene import COLOURS_RGB, Scene, make_scene
 from omni_platform.media.synth import write_mp4
 from omni_platform.runtime import start_ray
 from omni_serving.app import bind_app

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from omni_platform.config import ConfigError
-from omni_platform.media.film import make_scene
+from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import write_mp4
 from omni_serving.app import build_app
 from omni_serving.config import ServeConfig

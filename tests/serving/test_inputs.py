@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from omni_platform.media.decode import decode_clip
-from omni_platform.media.film import make_scene
+from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import write_mp4
 from omni_serving.config import ServeConfig
 from omni_serving.errors import RequestError

@@ -18,7 +18,8 @@ from omni_platform import storage
 from omni_platform.artifacts import CARD_NAME, Card, card_bytes, differences, find_card
 from omni_platform.config import fingerprint, to_dict
 from omni_platform.data.manifest import manifest_line
-from omni_platform.media.film import CROSS_MODAL, FILM_VERSION, ask, make_scene, to_sample
+from omni_platform.media.film import CROSS_MODAL, ask, to_sample
+from omni_platform.media.scene import FILM_VERSION, make_scene
 from omni_platform.media.synth import write_mp4
 from omni_platform.schema import Sample
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from omni_platform.media.film import COLOURS_RGB, Scene, Shot
+from omni_platform.media.scene import COLOURS_RGB, Scene, Shot
 
 SAMPLE_RATE_HZ = 16_000
 _AAC_FRAME = 1024

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,13 +11,19 @@ import matplotlib
 matplotlib.use("Agg")  # no display on a worker
 from matplotlib.figure import Figure
 
+_COLUMNS = 3
+
 
 def draw_curves(histories: Mapping[str, Mapping[int, float]], path: Path, *, title: str) -> None:
-    """One panel per named term (value by step), side by side, written as PNG."""
+    """One panel per named term (value by step), three in a row, written as PNG."""
     shown = {name: history for name, history in histories.items() if history}
-    figure = Figure(figsize=(4.2 * max(1, len(shown)), 3.2), layout="constrained")
-    axes = figure.subplots(1, max(1, len(shown)), squeeze=False)[0]
-    for axis, (name, history) in zip(axes, shown.items(), strict=False):
+    rows = max(1, math.ceil(len(shown) / _COLUMNS))
+    figure = Figure(figsize=(4.2 * _COLUMNS, 2.8 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, _COLUMNS, squeeze=False).flat)
+    for axis in panels:
+        axis.set_visible(False)
+    for axis, (name, history) in zip(panels, shown.items(), strict=False):
+        axis.set_visible(True)
         axis.plot(list(history.keys()), list(history.values()), linewidth=1.2)
         axis.set_title(name)
         axis.set_xlabel("step")

@@ -60,8 +60,9 @@ def _export(task: Task, export: Path) -> None:
 
 
 def _draw(run: TrackedRun, config: TrainConfig, progress: Progress) -> None:
-    shown = [name for name in progress.last if name not in _NOT_CURVES and "/" not in name]
-    histories = {name: metric_history(run, f"train/{name}") for name in [*shown, "learning_rate"]}
+    terms = [name for name in progress.last if name not in (*_NOT_CURVES, "loss") and "/" not in name]
+    shown = ("loss", *terms, "learning_rate")
+    histories = {name: metric_history(run, f"train/{name}") for name in shown}
     picture = Path(config.output_dir) / "loss_curves.png"
     draw_curves(histories, picture, title=config.run_name)
     run.client.log_artifact(run.run_id, str(picture))

@@ -15,6 +15,7 @@ import ray
 import ray._private.worker
 import ray.train
 import ray.train.torch
+from ray.train.constants import RAY_CHDIR_TO_TRIAL_DIR
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME, ENABLE_PRINT_PATCH_ENV_VAR
@@ -43,7 +44,7 @@ def fit(
     are called on every worker. Raises RunStopped after SIGTERM or SIGINT (the checkpoint is written, the run
     marked KILLED), and what Ray Train raises after a failure (the run is marked FAILED).
     """
-    config = _with_absolute_paths(config)
+    config = with_absolute_paths(config)
     flag_name = f"stop-{config.run_name}-{uuid.uuid4().hex[:8]}"
     flag = StopFlag.options(name=flag_name).remote()  # type: ignore[attr-defined]
     with stop_on_signals(flag) as request:
@@ -71,8 +72,9 @@ def fit(
 
 def _make_trainer(job: Job, flag_name: str) -> TorchTrainer:
     config, gpu = job.config, _uses_gpu(job.config)
-    _say_what_is_missing(config, gpu)
+    say_what_is_missing(config, gpu)
     os.environ.setdefault(ENABLE_PRINT_PATCH_ENV_VAR, "0")  # it shows every printed line twice
+    os.environ.setdefault(RAY_CHDIR_TO_TRIAL_DIR, "0")  # a relative path to a model means the same in a worker
     assert config.storage_path is not None
     _forget_reported_checkpoints(Storage.at(config.storage_path, config.run_name))
 
@@ -168,7 +170,7 @@ def _in_thread(call: Callable[[], Any]) -> Any:
     return outcome["value"]
 
 
-def _say_what_is_missing(config: TrainConfig, gpu: bool) -> None:
+def say_what_is_missing(config: TrainConfig, gpu: bool) -> None:
     """Workers that do not fit are waited for (a cluster may grow); without a word that looks like a hang."""
     one = config.resources_per_worker or ({"GPU": 1} if gpu else {"CPU": 1})
     there = ray.cluster_resources()
@@ -187,8 +189,8 @@ def _uses_gpu(config: TrainConfig) -> bool:
     return ray.cluster_resources().get("GPU", 0) >= config.num_workers
 
 
-def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """Workers have another working directory, so a relative path would mean another place there."""
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """A worker on another machine, or MLflow there, would take a relative path for another place."""
     if _in_uploaded_copy() and not Path(config.output_dir).is_absolute():
         print(
             f"warning: output_dir={config.output_dir} lies in the job's uploaded working directory and goes "

@@ -16,7 +16,7 @@ from toy_task import ToyRows, ToyTask
 
 from omni_platform.tracking import TrackedRun, metric_history, resolve_model
 from omni_platform.train.config import TrainConfig
-from omni_platform.train.launch import fit
+from omni_platform.train.launch import fit, say_what_is_missing, with_absolute_paths
 from omni_platform.train.plan import Plan
 from omni_platform.train.stop import StopFlag, StopWatch, stop_on_signals
 
@@ -38,8 +38,9 @@ def test_a_killed_worker_changes_no_loss(
     runs: dict[str, list[dict[str, Any]]], tracking_uri: str, tmp_path: Path
 ) -> None:
     """The run that Ray Train restarts has, to the bit, the losses of one without Ray and without a failure."""
+    task = {"dropout": 0.2, "needs_file": os.path.relpath(__file__)}
     settings = TrainConfig(
-        **config(tmp_path, "killed", zero_stage=2),
+        **config(tmp_path, "killed", zero_stage=2, task=task),
         max_failures=1,
         tracking_uri=tracking_uri,
         registered_model_name="toy",
@@ -73,6 +74,32 @@ def test_a_killed_worker_changes_no_loss(
     assert summary["mlflow"]["model_version"] == 1
     assert (resolve_model("models:/toy@champion", tracking_uri=tracking_uri) / "model.json").is_file()
     assert [p.name for p in folder.glob("checkpoint-*")] == [f"checkpoint-{STEPS:08d}"]
+
+
+def test_paths_mean_the_same_place_in_every_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = TrainConfig(run_name="r", dataset_dir="s3://bucket/rows", output_dir="out")
+    monkeypatch.chdir(tmp_path)
+    resolved = with_absolute_paths(given)
+    assert resolved.output_dir == str(tmp_path / "out")
+    assert resolved.storage_path == str(tmp_path / "out" / "checkpoints")
+    assert resolved.dataset_dir == "s3://bucket/rows"
+    assert capsys.readouterr().err == ""
+
+    uploaded = tmp_path / "runtime_resources" / "working_dir_files" / "package"
+    uploaded.mkdir(parents=True)
+    monkeypatch.chdir(uploaded)
+    with_absolute_paths(given)
+    assert "goes away with it; give an absolute path" in capsys.readouterr().err
+
+
+def test_a_cluster_that_is_too_small_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    given = TrainConfig(run_name="r", dataset_dir="d", output_dir="o", num_workers=2)
+    say_what_is_missing(given, gpu=False)
+    assert capsys.readouterr().out == ""
+    say_what_is_missing(given, gpu=True)
+    assert "2 workers need 2 GPU, 0 are there" in capsys.readouterr().out
 
 
 def test_signals_raise_the_flag_once_and_end_the_process_the_second_time() -> None:

@@ -37,8 +37,9 @@ def test_a_run_that_lost_its_power_has_the_losses_of_one_that_did_not(
 
 @pytest.mark.parametrize("engine", ["zero1", "zero2", "zero3"])
 def test_sharding_changes_no_loss_and_no_exported_weight(runs: Runs, tracking_uri: str, engine: str) -> None:
-    plain = history(runs, tracking_uri, "torch-whole")
-    assert history(runs, tracking_uri, f"{engine}-whole") == pytest.approx(plain, rel=1e-5)
+    for figure in ("loss", "grad_norm"):
+        plain = history(runs, tracking_uri, "torch-whole", figure)
+        assert history(runs, tracking_uri, f"{engine}-whole", figure) == pytest.approx(plain, rel=1e-5)
     ours, theirs = exported(runs, f"{engine}-whole"), exported(runs, "torch-whole")
     assert ours["weights"] == theirs["weights"]
     assert ours["total"] == pytest.approx(theirs["total"], rel=1e-6)

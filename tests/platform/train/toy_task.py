@@ -43,12 +43,14 @@ class Net(torch.nn.Module):
 
 
 class ToyTask:
-    """Fits y = sum(x). `fail_at`/`die_at`: the row at which collate raises, or kills its process once."""
+    """Fits y = sum(x). `fail_at`: the row at which collate raises; `needs_file`: a path that must lead to a file."""
 
     loss_weights = {"text": 1.0, "latent": 0.1}  # noqa: RUF012
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
+        if "needs_file" in settings and not Path(settings["needs_file"]).is_file():
+            raise FileNotFoundError(f"{settings['needs_file']} from {Path.cwd()}")
         self.module = Net(settings.get("dropout", 0.1))
 
     def collate(self, rows: list[tuple[int, torch.Tensor, torch.Tensor]]) -> Batch:
