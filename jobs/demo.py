@@ -211,6 +211,7 @@ def _first_question(manifest: Path) -> dict[str, Any]:
 def _print(summary: dict[str, Any], path: Path) -> None:
     evaluation, served = summary["eval"], summary["serve"]
     low, high = evaluation["interval"]
+    reused = ", reused stages with their first time" if summary["reused"] else ""
     looks = [
         f"{m['modality']} {m['start_s']:.0f}-{m['end_s']:.0f} s" for p in served["latent_phases"] for m in p["moments"]
     ]
@@ -221,7 +222,8 @@ def _print(summary: dict[str, Any], path: Path) -> None:
         f"with other latents: "
         + ", ".join(f"{k.removeprefix('latents_')} {v:.3f}" for k, v in evaluation.items() if k.startswith("latents_"))
         + f"\nserved: {served['question']} -> {served['answer']} (looked at {', '.join(looks) or 'nothing'})\n"
-        f"{summary['seconds']['total']:.0f} s in all; figures in {path}, pictures in "
+        f"{summary['seconds']['total']:.0f} s in all{reused}; "
+        f"figures in {path}, pictures in "
         f"{path.parent}/train/loss_curves.png and {path.parent}/evaluate/accuracy.png"
     )
 

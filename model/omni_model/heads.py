@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -28,16 +29,20 @@ class SyncHeads(nn.Module):
         return self.log_scale.exp().clamp(max=_MAX_SCALE)[0]
 
     def forward(
-        self, visual_ND: torch.Tensor, audio_ND: torch.Tensor, moments: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Both modalities projected and pooled to `moments` rows, and the inverse temperature, at most 100.
+        self, visual: Sequence[torch.Tensor], audio: Sequence[torch.Tensor], moments: Sequence[int]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
+        """Both modalities of every segment, projected and pooled to its moments, and the inverse temperature.
 
-        All in one forward, so that weights sharded over workers are gathered where they are used.
+        `visual` and `audio` hold (N, D) a segment; so do the results, with N = the segment's moments. Every weight is
+        used once, however many segments there are: workers that share weights must gather them equally often.
         """
-        dtype = self.log_scale.dtype
-        visual_TD = norm_weighted_pool(self.visual(visual_ND.to(dtype)), moments)
-        audio_TD = norm_weighted_pool(self.audio(audio_ND.to(dtype)), moments)
-        return visual_TD, audio_TD, self.scale
+        return self._project(self.visual, visual, moments), self._project(self.audio, audio, moments), self.scale
+
+    def _project(
+        self, head: nn.Sequential, features: Sequence[torch.Tensor], moments: Sequence[int]
+    ) -> list[torch.Tensor]:
+        projected = head(torch.cat(list(features)).to(self.log_scale.dtype)).split([len(f) for f in features])
+        return [norm_weighted_pool(p_ND, count) for p_ND, count in zip(projected, moments, strict=True)]
 
 
 class Heads(nn.Module):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
@@ -9,7 +12,11 @@ from omni_model.batch import collate
 from omni_model.learner import Learner
 from omni_model.losses import sync_loss
 from omni_model.pooling import norm_weighted_pool
+from omni_model.sequence import prepare_media
 from omni_model.unroll import unroll
+from omni_platform.media.film import make_scene
+from omni_platform.media.synth import render_frames, render_waveform
+from omni_platform.schema import LookStep, TextStep
 
 
 def _sync_gradient(new_backbone, method, batch, *, vision: bool) -> tuple[Learner, torch.Tensor]:
@@ -101,3 +108,35 @@ def test_the_inverse_temperature_starts_at_the_published_value_and_is_capped(lat
     with torch.no_grad():
         sync.log_scale.fill_(9.0)
     assert sync.scale == 100.0
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_every_projection_runs_once_a_step(new_backbone, latent, mixed_plans, random_anchors, rows):
+    """Workers that share weights gather them where they are used, so they must use them equally often."""
+    method, plans = latent(), mixed_plans()[:rows]
+    learner = Learner(new_backbone(), method)
+    calls = []
+    for module in learner.heads.sync.modules():
+        module.register_forward_hook(lambda module, *_: calls.append(module))
+    learner(collate(plans, anchors=random_anchors(plans)))
+    assert len(calls) == len(set(calls)) == len(list(learner.heads.sync.modules()))
+
+
+@torch.no_grad()
+def test_a_segment_has_as_many_moments_as_its_scarcer_sense_but_at_most_forty(backbone, latent, lay_out, sample_with):
+    """At 112 px a second has 16 visual tokens beside 25 audio tokens."""
+    scene = make_scene(seed=3, index=0, num_shots=4)
+    frames = render_frames(scene, times_s=np.arange(8) / 2, side_px=112)
+    media = prepare_media(frames, sample_fps=2.0, waveform=render_waveform(scene))
+    looks = [LookStep(start_s=s, end_s=e) for s, e in ((0, 1), (0, 2), (1, 4))]
+    steps = (TextStep(text="The low tone:"), *looks, TextStep(text=" Answer: green"))
+    method = latent()
+    heads = method.build_heads(backbone.width)
+    batch = collate(
+        [lay_out(method, media, replace(sample_with(1), trajectory=steps))], anchors=[torch.zeros(3, 5, 64)]
+    )
+    outcome = unroll(backbone, heads.feedback, batch, method.unroll, training=True)
+    made = []
+    heads.sync.register_forward_hook(lambda module, args, out: made.append([[len(x) for x in y] for y in out[:2]]))
+    method.losses(heads, outcome, batch)
+    assert made == [[[16, 32, 40]] * 2]

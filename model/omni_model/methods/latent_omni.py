@@ -140,20 +140,17 @@ class LatentOmni:
         The features are those of the sequence itself, not of a clip encoded apart: they carry gradient into the
         towers, so the loss can change the model. Segments with fewer than two tokens of a modality are left out.
         """
-        terms = []
-        for row, phase in outcome.present_BP.nonzero().tolist():
-            visual, audio = _segment_features(outcome, batch, row, phase)
-            if min(len(visual), len(audio)) < 2:
-                continue
-            if self.detach_sync_inputs:
-                visual, audio = visual.detach(), audio.detach()
-            moments = min(_MAX_MOMENTS, max(2, min(len(visual), len(audio))))
-            terms.append(sync_loss(*heads(visual, audio, moments)))
-        if terms:
-            return torch.stack(terms).mean()
+        segments = [_segment_features(outcome, batch, *at) for at in outcome.present_BP.nonzero().tolist()]
+        usable = [(visual, audio) for visual, audio in segments if min(len(visual), len(audio)) >= 2]
         # Every worker uses the same weights in every step, or exchanges of gradients would not match.
         nothing = outcome.hidden_BLD.new_zeros(2, outcome.hidden_BLD.shape[-1])
-        return sync_loss(*heads(nothing, nothing, 2)) * 0.0
+        visual, audio = zip(*(usable or [(nothing, nothing)]), strict=True)
+        if self.detach_sync_inputs:
+            visual, audio = [v.detach() for v in visual], [a.detach() for a in audio]
+        moments = [min(_MAX_MOMENTS, len(v), len(a)) for v, a in zip(visual, audio, strict=True)]
+        visual_TD, audio_TD, scale = heads(visual, audio, moments)
+        terms = [sync_loss(v, a, scale) for v, a in zip(visual_TD, audio_TD, strict=True)]
+        return torch.stack(terms).mean() * float(bool(usable))
 
 
 def _segment_features(outcome: Unrolled, batch: Batch, row: int, phase: int) -> tuple[torch.Tensor, torch.Tensor]:
