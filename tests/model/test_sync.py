@@ -60,23 +60,26 @@ def test_detached_inputs_leave_everything_but_the_heads_alone(new_backbone, late
 
 @torch.no_grad()
 def test_the_sync_loss_is_the_mean_over_looks_of_their_own_seconds(backbone, latent, lay_out, film, sample_with):
-    """Row 0 looks at second 0, row 1 at seconds 0 and 1; a second has 4 visual and 25 audio tokens."""
+    """Looks of different lengths; a second has 4 visual and 25 audio tokens."""
     method = latent()
     torch.manual_seed(0)
     heads = method.build_heads(backbone.width)
-    plans = [lay_out(method, film(0, 2), sample_with(1)), lay_out(method, film(1, 3), sample_with(2))]
+    looks = [((0, 1),), ((0, 1), (1, 3))]
+    plans = []
+    for index, row in enumerate(looks):
+        steps = [LookStep(start_s=start, end_s=end) for start, end in row]
+        sample = replace(sample_with(1), trajectory=(*steps, TextStep(text="Answer: green")))
+        plans.append(lay_out(method, film(index, 2 + index), sample))
     batch = collate(plans, anchors=[torch.zeros(len(p.spans), 5, 64) for p in plans])
     outcome = unroll(backbone, heads.feedback, batch, method.unroll, training=True)
     terms = []
-    for row, second in ((0, 0), (1, 0), (1, 1)):
-        encoded = backbone.encode(collate([plans[row]]).media)
-        visual = encoded.visual_ND[4 * second : 4 * second + 4]
-        audio = encoded.audio_ND[25 * second : 25 * second + 25]
-        pooled = (
-            norm_weighted_pool(heads.sync.visual(visual), 4),
-            norm_weighted_pool(heads.sync.audio(audio), 4),
-        )
-        terms.append(sync_loss(*pooled, heads.sync.scale))
+    for plan, row in zip(plans, looks, strict=True):
+        encoded = backbone.encode(collate([plan]).media)
+        for start, end in row:
+            moments = 4 * (end - start)
+            visual = norm_weighted_pool(heads.sync.visual(encoded.visual_ND[4 * start : 4 * end]), moments)
+            audio = norm_weighted_pool(heads.sync.audio(encoded.audio_ND[25 * start : 25 * end]), moments)
+            terms.append(sync_loss(visual, audio, heads.sync.scale))
     ours = method.losses(heads, outcome, batch)["sync"]
     torch.testing.assert_close(ours, torch.stack(terms).mean(), atol=1e-4, rtol=1e-4)
 
