@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ CONFIG = "jobs/configs/film/train.yaml"
 
 def _run(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "jobs/film.py", "--config", CONFIG, *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    # Where progress bars are switched off for logs, this test still wants to see one.
+    environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def test_the_door_renders_a_film_and_finds_it_again(tmp_path):

@@ -76,16 +76,17 @@ class Cluster:
 def cluster() -> Iterator[Cluster]:
     # Not tmp_path: its name is longer than Ray's sockets may be.
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
-    ports = free_ports(6)
+    ports = free_ports(7)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     environment |= {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nobody is being served when it ends
         "OMP_NUM_THREADS": "1",
     }
     flags = ["--port", "--dashboard-port", "--dashboard-agent-listen-port", "--dashboard-agent-grpc-port",
-             "--runtime-env-agent-port", "--metrics-export-port"]  # fmt: skip
+             "--runtime-env-agent-port", "--metrics-export-port", "--ray-client-server-port"]  # fmt: skip
     numbered = [f"{flag}={port}" for flag, port in zip(flags, ports, strict=True)]
     command = ["start", "--head", "--block", "--num-cpus=3", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]
     with (folder / "head.log").open("w") as log:
