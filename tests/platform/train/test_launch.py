@@ -18,7 +18,7 @@ from omni_platform.tracking import TrackedRun, metric_history, resolve_model
 from omni_platform.train.config import TrainConfig
 from omni_platform.train.launch import fit, say_what_is_missing, with_absolute_paths
 from omni_platform.train.plan import Plan
-from omni_platform.train.stop import StopFlag, StopWatch, stop_on_signals
+from omni_platform.train.stop import RunStopped, StopFlag, StopWatch, stop_on_signals
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -115,6 +115,11 @@ def test_signals_raise_the_flag_once_and_end_the_process_the_second_time() -> No
         assert ended.value.code == 128 + signal.SIGINT
     assert signal.getsignal(signal.SIGTERM) is before
     assert sees(watch)
+
+
+def test_a_stopped_run_ends_as_its_signal_would() -> None:
+    assert RunStopped(signal.SIGTERM, "").exit_code == 143
+    assert RunStopped(signal.SIGINT, "").exit_code == 130
 
 
 def test_a_flag_that_is_gone_stops_nobody() -> None:
