@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,13 @@ class Storage:
     def has(self, *names: str) -> bool:
         return self.files.get_file_info(self.path(*names)).type != pyarrow.fs.FileType.NotFound
 
+    def read(self, name: str, file: str) -> bytes | None:
+        """A file of a checkpoint; None where it is not there."""
+        if not self.has(name, file):
+            return None
+        with self.files.open_input_stream(self.path(name, file)) as stream:
+            return stream.read()
+
     def write(self, name: str, file: str, data: bytes) -> None:
         with self.files.open_output_stream(self.path(name, file)) as stream:
             stream.write(data)
@@ -81,16 +89,30 @@ def commit(storage: Storage, step: int, aside: Path) -> str:
     Every worker calls it, each with its own folder. The checkpoint counts from the moment its marker is
     there: until then it is invisible to `newest_sound`.
     """
-    name = checkpoint_name(step)
+    make_room(storage, step)
+    return mark_complete(storage, step, gather(copy_in(storage, step, aside)))
+
+
+def make_room(storage: Storage, step: int) -> None:
+    """An empty folder for a checkpoint. Every worker calls it, before any of them copies."""
     if dist.get_rank() == 0:
-        storage.remove(name)  # what an attempt that did not finish has left
-        storage.files.create_dir(storage.path(name), recursive=True)
+        storage.remove(checkpoint_name(step))  # what an attempt that did not finish has left
+        storage.files.create_dir(storage.path(checkpoint_name(step)), recursive=True)
     dist.barrier()
+
+
+def copy_in(storage: Storage, step: int, aside: Path) -> dict[str, Any]:
+    """Copy one worker's folder into a checkpoint; returns size and hash by file, for `mark_complete`."""
     pyarrow.fs.copy_files(
-        str(aside), storage.path(name), source_filesystem=pyarrow.fs.LocalFileSystem(),
+        str(aside), storage.path(checkpoint_name(step)), source_filesystem=pyarrow.fs.LocalFileSystem(),
         destination_filesystem=storage.files,
     )  # fmt: skip
-    shares = gather({str(p.relative_to(aside)): _digest(p) for p in aside.rglob("*") if p.is_file()})
+    return {str(p.relative_to(aside)): _digest(p) for p in aside.rglob("*") if p.is_file()}
+
+
+def mark_complete(storage: Storage, step: int, shares: list[dict[str, Any]]) -> str:
+    """Write the manifest and then the marker, once every worker's share is there. Every worker calls it."""
+    name = checkpoint_name(step)
     if dist.get_rank() == 0:
         merged = {file: digest for share in shares for file, digest in sorted(share.items())}
         manifest = json.dumps({"step": step, "files": merged}, indent=1).encode()
@@ -144,12 +166,27 @@ def check(folder: Path, *, name: str) -> None:
             raise DamagedCheckpointError(f"{name}: {file} has changed since it was saved")
 
 
-def prune(storage: Storage, keep: int) -> None:
-    """Keep the newest complete checkpoints; remove older ones and half-written ones before the newest."""
+def prune(storage: Storage, keep: int, *, also: Collection[int] = ()) -> None:
+    """Keep the newest complete checkpoints and those in `also` (the best, and those that wait to be evaluated).
+
+    Older ones go, and half-written ones before the newest.
+    """
     complete = storage.steps()
     for step in storage.steps(complete=False):
-        if complete and step < complete[0] and step not in complete[:keep]:
+        if complete and step < complete[0] and step not in (*complete[:keep], *(set(also) & set(complete))):
             storage.remove(checkpoint_name(step))
+
+
+def fetch(storage: Storage, step: int, scratch: Path) -> Path:
+    """The local folder of a checkpoint whose every file is as it was saved; downloaded where the storage is remote.
+
+    Raises DamagedCheckpointError.
+    """
+    folder = Path(storage.path(checkpoint_name(step))) if storage.is_local else scratch
+    problem = _try_fetch(storage, step, folder)
+    if problem:
+        raise DamagedCheckpointError(problem)
+    return folder
 
 
 def gather(value: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,8 +25,14 @@ class TrainConfig:
 
     learning_rate: float = 1e-5
     """Peak learning rate."""
-    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "cosine"
-    """Shape after the warm-up: down to zero in a line, in half a cosine, or not at all."""
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "cosine_with_min_lr", "polynomial", "inverse_sqrt", "warmup_stable_decay",
+        "constant_with_warmup", "constant",
+    ] = "cosine"  # fmt: skip
+    """Shape after the warm-up, by the names of Hugging Face. `constant` has no warm-up unless one is given."""
+    lr_scheduler_kwargs: dict[str, float] = field(default_factory=dict)
+    """min_lr_rate (cosine_with_min_lr, polynomial, warmup_stable_decay: share of the peak at the end), power
+    (polynomial), decay_ratio (warmup_stable_decay: share of all steps that go down)."""
     warmup_ratio: float = 0.0
     """Share of all steps with a rising learning rate."""
     warmup_steps: int = 0
@@ -43,7 +50,11 @@ class TrainConfig:
     per_device_train_batch_size: int = 1
     """Rows in one forward pass of one worker."""
     gradient_accumulation_steps: int = 1
-    """Forward passes of one worker per optimizer step."""
+    """Forward passes of one worker per optimizer step. With elastic workers: at their greatest number; fewer workers
+    take more passes each, so that a step has the same rows."""
+    group_by_length: bool = False
+    """Put rows of like length into one step, so that less of a batch is padding; which rows is still a pure function
+    of seed, epoch, row ids and lengths."""
     num_train_epochs: float = 1.0
     """Passes over the data, where max_steps does not say otherwise."""
     max_steps: int = -1
@@ -57,14 +68,23 @@ class TrainConfig:
     """deepspeed shards by zero_stage; torch keeps everything on every worker (for comparison)."""
     zero_stage: Literal[1, 2, 3] = 2
     """What DeepSpeed shards: 1 optimizer states, 2 and gradients, 3 and weights."""
-    num_workers: int = 1
-    """Training workers; one per GPU where there are GPUs."""
+    num_workers: int | tuple[int, int] = 1
+    """Training workers; one per GPU where there are GPUs. A pair [min, max] is elastic: the run takes what the cluster
+    has, and goes on from its newest checkpoint when that changes."""
+    elastic_resize_monitor_interval_s: float = 60.0
+    """Of elastic workers: how often to look whether the cluster has room for more."""
     use_gpu: bool | Literal["auto"] = "auto"
     """Whether each worker gets a GPU; auto: where the cluster has at least num_workers of them."""
     resources_per_worker: dict[str, float] = field(default_factory=dict)
     """Ray resources of one worker, such as {CPU: 1}; empty: Ray's default."""
     max_failures: int = 0
-    """How often a failed worker group is started again from the newest checkpoint."""
+    """How often a failed worker group is started again from the newest checkpoint. Nodes that are taken away with
+    notice (preemption) do not count."""
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is not finite ends the run, or leaves the weights as they are and goes on; the rows are
+    named either way."""
+    max_skipped_steps: int = 10
+    """With `on_non_finite: skip`: so many skipped steps in one run end it after all."""
     prefetch_batches: int = 2
     """Batches read and collated ahead of the step, in a background thread."""
 
@@ -73,7 +93,23 @@ class TrainConfig:
     save_steps: int = 500
     """Steps between two checkpoints; the last step always makes one."""
     save_total_limit: int = 2
-    """How many complete checkpoints are kept."""
+    """How many complete checkpoints are kept, newest first; the best one is kept beside them where there is an
+    evaluation."""
+    async_save: bool = True
+    """Upload a checkpoint while training goes on; the step waits only for the copy on the local disk."""
+    eval_dataset_dir: str | None = None
+    """Prepared rows that are never trained on; checkpoints are evaluated on them."""
+    eval_steps: int = 0
+    """Steps between two evaluations, a multiple of save_steps; 0 evaluates the last checkpoint alone. They run beside
+    the training, in a process of their own."""
+    per_device_eval_batch_size: int = 8
+    """Rows in one forward pass of an evaluation."""
+    eval_resources: dict[str, float] = field(default_factory=dict)
+    """Ray resources of an evaluation, such as {GPU: 1}; empty: it reserves nothing and runs on the CPU."""
+    metric_for_best_model: str = "loss"
+    """The evaluation's figure by which a checkpoint is the best."""
+    greater_is_better: bool = False
+    """Whether a greater figure is a better one."""
     tracking_uri: str | None = field(default=None, metadata={"env": "MLFLOW_TRACKING_URI"})
     """The MLflow store. Default: sqlite below output_dir (one machine only)."""
     experiment_name: str | None = field(default=None, metadata={"env": "MLFLOW_EXPERIMENT_NAME"})
@@ -84,7 +120,7 @@ class TrainConfig:
     """The alias that points to the new version."""
 
     def __post_init__(self) -> None:
-        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "num_workers",
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size",
                      "logging_steps", "save_steps", "save_total_limit", "prefetch_batches"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -96,10 +132,54 @@ class TrainConfig:
             raise ValueError("the torch engine has no float32 copy for bf16; use engine=deepspeed or bf16=false")
         if self.max_steps <= 0 and self.num_train_epochs <= 0:
             raise ValueError("give max_steps or num_train_epochs above 0")
+        if self.eval_steps % self.save_steps:
+            raise ValueError(
+                f"an evaluation reads a checkpoint: eval_steps={self.eval_steps} must be a multiple of "
+                f"save_steps={self.save_steps}"
+            )
+        if self.eval_steps and not self.eval_dataset_dir:
+            raise ValueError("eval_steps needs rows to evaluate on: give eval_dataset_dir, or leave eval_steps at 0")
+        self._check_workers()
+
+    def _check_workers(self) -> None:
+        low, high = self.min_workers, self.max_workers
+        if not 1 <= low <= high:
+            raise ValueError(f"num_workers must be at least 1, as a pair [min, max] in this order, got {low}, {high}")
+        uneven = [n for n in range(low, high + 1) if self.micro_batches_per_step % n]
+        if uneven:
+            shared_by_all = math.lcm(*range(low, high + 1))
+            raise ValueError(
+                f"{self.micro_batches_per_step} forward passes per step (num_workers times "
+                f"gradient_accumulation_steps) cannot be shared evenly by {uneven[0]} workers; make "
+                f"gradient_accumulation_steps a multiple of {shared_by_all // math.gcd(high, shared_by_all)}"
+            )
+
+    @property
+    def min_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Forward passes of one optimizer step over all workers: the same however many workers there are."""
+        return self.max_workers * self.gradient_accumulation_steps
+
+    def accumulation(self, world_size: int) -> int:
+        """Forward passes of one worker per optimizer step. ValueError where the workers cannot share them evenly."""
+        each, rest = divmod(self.micro_batches_per_step, world_size)
+        if rest:
+            raise ValueError(
+                f"{self.micro_batches_per_step} forward passes per step do not divide by {world_size} workers"
+            )
+        return each
 
 
 MUST_MATCH = (
-    "task", "seed", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "engine",
-    "zero_stage", "num_workers",
+    "task", "seed", "per_device_train_batch_size", "micro_batches_per_step", "group_by_length", "bf16", "engine",
+    "zero_stage",
 )  # fmt: skip
-"""What a checkpoint and the run that resumes from it must have in common to be the same training."""
+"""What a checkpoint and the run that resumes from it must have in common to be the same training. The number of
+workers is not among it: the rows of a step are the same, and sharded states are divided anew."""

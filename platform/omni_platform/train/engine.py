@@ -6,6 +6,9 @@ on the last micro-batch of an accumulation, on the mean of its losses over micro
 
 from __future__ import annotations
 
+import contextlib
+import io
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -17,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from omni_platform.train.config import TrainConfig
+from omni_platform.train.reshard import load_resharded
 from omni_platform.train.task import Task
 
 _TAG = "engine"
@@ -31,7 +35,9 @@ class Engine(Protocol):
 
     def backward(self, loss: torch.Tensor) -> None: ...
 
-    def step(self, learning_rate: float) -> None: ...
+    def step(self, learning_rate: float) -> None:
+        """Change the weights on the last micro-batch of an accumulation, unless the gradient is not finite."""
+        ...
 
     def grad_norm(self) -> float | None:
         """Global gradient norm of the last weight change, before clipping; None where it is not computed."""
@@ -41,8 +47,8 @@ class Engine(Protocol):
         """Write this worker's share of weights and optimizer state. Every worker calls it."""
         ...
 
-    def load(self, folder: Path) -> None:
-        """Restore what `save` wrote, on the same number of workers. Every worker calls it."""
+    def load(self, folder: Path, *, saved_by: int, leads_node: bool) -> None:
+        """Restore what `save` wrote on `saved_by` workers, which need not be as many as now. Every worker calls it."""
         ...
 
     def whole_weights(self) -> Any:
@@ -55,6 +61,19 @@ def make_engine(config: TrainConfig, task: Task, device: torch.device) -> Engine
     if config.engine == "torch":
         return TorchEngine(config, task, device)
     return DeepSpeedEngine(config, task, device)
+
+
+def read_weights(config: TrainConfig, folder: Path) -> dict[str, torch.Tensor]:
+    """The whole weights of the module in a folder that `save` wrote on any number of workers, in float32 on the CPU."""
+    if config.engine == "torch":
+        return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)["module"]
+    import_deepspeed(torch.device("cpu"))
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it talks of every file
+        weights = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=_TAG)
+    assert weights is not None
+    return dict(weights)
 
 
 def make_optimizer(config: TrainConfig, task: Task, device: torch.device) -> torch.optim.AdamW:
@@ -77,6 +96,7 @@ class TorchEngine:
     def __init__(self, config: TrainConfig, task: Task, device: torch.device) -> None:
         self.device = device
         self._config = config
+        self._accumulation = config.accumulation(dist.get_world_size())
         self._module = task.module.to(device)
         self._optimizer = make_optimizer(config, task, device)
         self._micro_steps = 0
@@ -86,11 +106,11 @@ class TorchEngine:
         return self._module(batch)
 
     def backward(self, loss: torch.Tensor) -> None:
-        (loss / self._config.gradient_accumulation_steps).backward()
+        (loss / self._accumulation).backward()
 
     def step(self, learning_rate: float) -> None:
         self._micro_steps += 1
-        if self._micro_steps % self._config.gradient_accumulation_steps:
+        if self._micro_steps % self._accumulation:
             return
         trained = [p for group in self._optimizer.param_groups for p in group["params"]]
         for parameter in trained:
@@ -100,8 +120,9 @@ class TorchEngine:
             parameter.grad /= dist.get_world_size()
         limit = self._config.max_grad_norm or float("inf")
         self._norm = float(torch.nn.utils.clip_grad_norm_(trained, limit))
-        set_learning_rate(self._optimizer, learning_rate)
-        self._optimizer.step()
+        if math.isfinite(self._norm):
+            set_learning_rate(self._optimizer, learning_rate)
+            self._optimizer.step()
         self._optimizer.zero_grad()
 
     def grad_norm(self) -> float | None:
@@ -113,7 +134,7 @@ class TorchEngine:
             state = {"module": self._module.state_dict(), "optimizer": self._optimizer.state_dict()}
             torch.save(state, folder / "state.pt")
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, *, saved_by: int, leads_node: bool) -> None:
         state = torch.load(folder / "state.pt", map_location=self.device, weights_only=True)
         self._module.load_state_dict(state["module"])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -134,7 +155,7 @@ class DeepSpeedEngine:
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=task.module.to(device),
             optimizer=make_optimizer(config, task, device),
-            config=deepspeed_config(config),
+            config=deepspeed_config(config, world_size=dist.get_world_size()),
         )
 
     def forward(self, batch: Any) -> dict[str, torch.Tensor]:
@@ -156,10 +177,14 @@ class DeepSpeedEngine:
         (folder / _TAG).mkdir(parents=True, exist_ok=True)
         self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
 
-    def load(self, folder: Path) -> None:
-        found, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
-        if found is None:
+    def load(self, folder: Path, *, saved_by: int, leads_node: bool) -> None:
+        if not (folder / _TAG).is_dir():
             raise ValueError(f"{folder} holds no DeepSpeed state; it was saved by another engine")
+        if saved_by != dist.get_world_size():
+            load_resharded(self._engine, folder, _TAG, leads_node=leads_node)
+            return
+        found, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
+        assert found is not None
 
     @contextmanager
     def whole_weights(self) -> Iterator[None]:
@@ -184,7 +209,7 @@ def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
         group["lr"] = learning_rate * group.get("lr_scale", 1.0)
 
 
-def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
+def deepspeed_config(config: TrainConfig, *, world_size: int) -> dict[str, Any]:
     """The run's configuration in DeepSpeed's words."""
     zero: dict[str, Any] = {"stage": config.zero_stage, "overlap_comm": False}
     if config.zero_stage == 3:
@@ -192,7 +217,7 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
         zero |= {"stage3_param_persistence_threshold": 0}
     return {
         "train_micro_batch_size_per_gpu": config.per_device_train_batch_size,
-        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "gradient_accumulation_steps": config.accumulation(world_size),
         "gradient_clipping": config.max_grad_norm,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,

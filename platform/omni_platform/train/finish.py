@@ -16,7 +16,7 @@ from omni_platform.train.engine import Engine
 from omni_platform.train.state import Progress
 from omni_platform.train.task import Task
 
-_NOT_CURVES = ("epoch", "tokens_per_s", "data_wait_share")
+_NOT_CURVES = ("epoch", "tokens_per_s", "data_wait_share", "padding_share")
 
 
 def finish(run: TrackedRun, config: TrainConfig, task: Task, engine: Engine, progress: Progress) -> dict[str, Any]:

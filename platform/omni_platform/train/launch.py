@@ -19,6 +19,7 @@ from ray.train.constants import RAY_CHDIR_TO_TRIAL_DIR
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME, ENABLE_PRINT_PATCH_ENV_VAR
+from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.report_config import CheckpointUploadMode
 
@@ -27,7 +28,9 @@ from omni_platform.artifacts import card_bytes, find_card, fingerprint_bytes
 from omni_platform.config import to_dict, to_yaml
 from omni_platform.train.checkpoint import Storage
 from omni_platform.train.config import TrainConfig
-from omni_platform.train.loop import Job, Place, work
+from omni_platform.train.evaluator import Evaluations, ask_for_evaluation
+from omni_platform.train.loop import Job, work
+from omni_platform.train.place import Place
 from omni_platform.train.stop import RunStopped, StopFlag, StopWatch, stop_on_signals
 from omni_platform.train.task import Rows, Task
 
@@ -35,14 +38,16 @@ from omni_platform.train.task import Rows, Task
 def fit(
     config: TrainConfig,
     *,
-    build_task: Callable[[dict[str, Any]], Task],
+    build_task: Callable[..., Task],
     open_rows: Callable[[], Rows],
+    open_eval_rows: Callable[[], Rows] | None = None,
 ) -> dict[str, Any]:
     """Train on the Ray cluster this process is connected to; returns the summary of the run.
 
-    A run of the same name continues from its newest sound checkpoint and in its MLflow run. Both callables
-    are called on every worker. Raises RunStopped after SIGTERM or SIGINT (the checkpoint is written, the run
-    marked KILLED), and what Ray Train raises after a failure (the run is marked FAILED).
+    A run of the same name continues from its newest sound checkpoint and in its MLflow run. The callables are called
+    on every worker; `open_eval_rows` belongs to a config with an eval_dataset_dir. Raises RunStopped after SIGTERM or
+    SIGINT (the checkpoint is written, the run marked KILLED), and what Ray Train raises after a failure (the run is
+    marked FAILED).
     """
     config = with_absolute_paths(config)
     flag_name = f"stop-{config.run_name}-{uuid.uuid4().hex[:8]}"
@@ -56,8 +61,10 @@ def fit(
             run=run,
             on_terminal=sys.stderr.isatty(),
         )
+        evaluations = Evaluations(job, open_eval_rows, _run_storage(config))
         try:
-            summary = _in_thread(_make_trainer(job, flag_name).fit).return_value
+            summary = _in_thread(_make_trainer(job, flag_name, evaluations.name).fit).return_value
+            summary |= {} if summary["stopped"] else evaluations.settle()
         except BaseException:
             tracking.close_run(run, "FAILED" if request.signum is None else "KILLED")
             raise
@@ -70,17 +77,21 @@ def fit(
     return {**summary, "mlflow": where}
 
 
-def _make_trainer(job: Job, flag_name: str) -> TorchTrainer:
+def _run_storage(config: TrainConfig) -> Storage:
+    assert config.storage_path is not None
+    return Storage.at(config.storage_path, config.run_name)
+
+
+def _make_trainer(job: Job, flag_name: str, evaluator: str | None) -> TorchTrainer:
     config, gpu = job.config, _uses_gpu(job.config)
     say_what_is_missing(config, gpu)
     os.environ.setdefault(ENABLE_PRINT_PATCH_ENV_VAR, "0")  # it shows every printed line twice
     os.environ.setdefault(RAY_CHDIR_TO_TRIAL_DIR, "0")  # a relative path to a model means the same in a worker
-    assert config.storage_path is not None
-    _forget_reported_checkpoints(Storage.at(config.storage_path, config.run_name))
+    _forget_reported_checkpoints(_run_storage(config))
 
     def run_worker() -> dict[str, Any]:
         # Not passed as train_loop_config: Ray would load the task's code in its controller too.
-        return work(job, _place(flag_name))
+        return work(job, _place(flag_name, evaluator))
 
     return _Trainer(
         run_worker,
@@ -89,6 +100,7 @@ def _make_trainer(job: Job, flag_name: str) -> TorchTrainer:
             num_workers=config.num_workers,
             use_gpu=gpu,
             resources_per_worker=config.resources_per_worker or None,
+            elastic_resize_monitor_interval_s=config.elastic_resize_monitor_interval_s,
         ),
         run_config=ray.train.RunConfig(
             name=config.run_name,
@@ -101,7 +113,7 @@ def _make_trainer(job: Job, flag_name: str) -> TorchTrainer:
     )
 
 
-def _place(flag_name: str) -> Place:
+def _place(flag_name: str, evaluator: str | None) -> Place:
     """The worker's place as Ray Train tells it. Runs in the worker."""
     context = ray.train.get_context()
     store: Any = context.get_storage()
@@ -118,11 +130,18 @@ def _place(flag_name: str) -> Place:
         leads_node=context.get_local_rank() == 0,
         stop_requested=StopWatch(flag_name).seen if context.get_world_rank() == 0 else _never,
         report=report,
+        preempted=_heard_of_preemption,
+        evaluate=lambda step: ask_for_evaluation(evaluator, step) if evaluator else None,
     )
 
 
 def _never() -> bool:
     return False
+
+
+def _heard_of_preemption() -> bool:
+    # `ray.train.get_preemption_info` is a barrier of its own; the loop has an exchange after every step already.
+    return get_train_context().preemption_context.preemption_info is not None
 
 
 class _Trainer(TorchTrainer):
@@ -175,9 +194,9 @@ def say_what_is_missing(config: TrainConfig, gpu: bool) -> None:
     one = config.resources_per_worker or ({"GPU": 1} if gpu else {"CPU": 1})
     there = ray.cluster_resources()
     for name, amount in one.items():
-        if there.get(name, 0) < amount * config.num_workers:
+        if there.get(name, 0) < amount * config.min_workers:
             print(
-                f"waiting for the cluster: {config.num_workers} workers need {amount * config.num_workers:g} "
+                f"waiting for the cluster: {config.min_workers} workers need {amount * config.min_workers:g} "
                 f"{name}, {there.get(name, 0):g} are there; lower num_workers if it cannot grow",
                 flush=True,
             )
@@ -186,7 +205,7 @@ def say_what_is_missing(config: TrainConfig, gpu: bool) -> None:
 def _uses_gpu(config: TrainConfig) -> bool:
     if config.use_gpu != "auto":
         return config.use_gpu
-    return ray.cluster_resources().get("GPU", 0) >= config.num_workers
+    return ray.cluster_resources().get("GPU", 0) >= config.min_workers
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
@@ -202,6 +221,7 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
         config,
         output_dir=output_dir,
         dataset_dir=storage.absolute(config.dataset_dir),
+        eval_dataset_dir=None if config.eval_dataset_dir is None else storage.absolute(config.eval_dataset_dir),
         storage_path=storage.absolute(config.storage_path or storage.join(output_dir, "checkpoints")),
     )
 

@@ -6,29 +6,31 @@ knows what started the workers: that is told by `Place`.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from omni_platform.tracking import TrackedRun
-from omni_platform.train.checkpoint import Storage, commit, newest_sound, prune
+from omni_platform.train.checkpoint import gather
 from omni_platform.train.config import TrainConfig
 from omni_platform.train.engine import Engine, make_engine
 from omni_platform.train.feed import Feed
-from omni_platform.train.figures import StepFigures, reduce_step
+from omni_platform.train.figures import Signals, StepFigures, reduce_step
 from omni_platform.train.finish import finish
+from omni_platform.train.goodput import Goodput
 from omni_platform.train.notes import Notes
+from omni_platform.train.place import Place
 from omni_platform.train.plan import Plan
-from omni_platform.train.schedule import learning_rate
-from omni_platform.train.state import Progress, load_progress, load_random_states, save_state, seed_everything
-from omni_platform.train.task import Rows, Task, loss_weights
+from omni_platform.train.saving import Saver, resume
+from omni_platform.train.schedule import check_schedule, learning_rate
+from omni_platform.train.sharded import build_sharded
+from omni_platform.train.state import Progress, seed_everything
+from omni_platform.train.task import Rows, Task, begin_step, loss_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,107 +38,120 @@ class Job:
     """What is to be done: the same for every worker."""
 
     config: TrainConfig
-    build_task: Callable[[dict[str, Any]], Task]
+    build_task: Callable[..., Task]
+    """Receives the task's settings; under ZeRO-3 also `lockstep` and `whole` (see `build_sharded`)."""
     open_rows: Callable[[], Rows]
     run: TrackedRun
     on_terminal: bool = False
     """Whether a person watches a terminal."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where one worker runs, and how it speaks to what started it. The process group must be up."""
-
-    device: torch.device
-    storage: Storage
-    """The run's folder of checkpoints."""
-    leads_node: bool
-    """Whether this is the first worker of its machine."""
-    stop_requested: Callable[[], bool]
-    """Asked once per step, must not wait; one worker that says yes stops all."""
-    report: Callable[[dict[str, float], str], None]
-    """Told of every checkpoint: the last figures and the path."""
-
-
 def work(job: Job, place: Place) -> dict[str, Any]:
     """One worker's whole run. Returns the summary; `stopped` in it tells of a request to stop."""
-    config = job.config
+    config, goodput = job.config, Goodput()
+    check_schedule(config)
     seed_everything(config.seed)  # the same weights on every worker
-    task, rows = job.build_task(config.task), job.open_rows()
+    task, rows = build_sharded(config, job.build_task, place.device), job.open_rows()
     task.module.train()  # pretrained models come in evaluation mode
     engine = make_engine(config, task, place.device)
     plan = Plan.make(config, rows, world_size=dist.get_world_size())
     seed_everything(config.seed + 1 + dist.get_rank())  # but not the same dropout
-    progress = resume(place, engine, config, plan)
+    progress = resume(place, engine, config, plan, goodput)
     notes = Notes(job.run, config, plan, progress, loss_weights(task), on_terminal=job.on_terminal)
+    saver = Saver(place, engine, config, plan, progress, goodput)
 
-    stopped, batches = False, plan.batches(dist.get_rank(), first_step=progress.step)
+    stopped, noticed, batches = False, False, plan.batches(dist.get_rank(), first_step=progress.step)
     with Feed(rows, batches, task.collate, depth=config.prefetch_batches) as feed:
         while progress.step < plan.total_steps and not stopped:
             rate = learning_rate(config, progress.step, plan.total_steps)
-            figures = train_step(engine, feed, config, rate, place.stop_requested)
+            begin_step(task, progress.step, plan.total_steps)
+            with goodput.step() as waits_s:
+                figures = train_step(engine, feed, config, rate, place, waits_s, uploaded=saver.own_share_done)
             progress.step += 1
+            if figures.bad_rows:
+                _note_skipped(job, progress, figures)
             notes.take(figures, rate, engine.grad_norm())
+            if figures.uploaded:
+                saver.complete()
             stopped = figures.stop and progress.step < plan.total_steps
-            if stopped or progress.step % config.save_steps == 0 or progress.step == plan.total_steps:
+            notice, noticed = figures.preempted and not noticed, figures.preempted
+            if notice:
+                _note_preemption(job, progress.step)
+            at_once = stopped or notice or progress.step == plan.total_steps
+            if at_once or progress.step % config.save_steps == 0:
                 notes.flush()
-                save(place, engine, config, plan, progress)
+                saver.save(wait=at_once or not config.async_save, stopped=stopped)
+    saver.settle()
     notes.close()
     summary = {"steps": progress.step} if stopped else finish(job.run, config, task, engine, progress)
     dist.barrier()  # a worker that leaves first would break the others' last exchange
-    return {"stopped": stopped, **summary}
+    return {"stopped": stopped, **summary, "skipped_steps": len(progress.skipped), "goodput": goodput.shares()}
 
 
 def train_step(
-    engine: Engine, feed: Feed, config: TrainConfig, rate: float, stop_requested: Callable[[], bool]
+    engine: Engine,
+    feed: Feed,
+    config: TrainConfig,
+    rate: float,
+    place: Place,
+    waits_s: list[float],
+    *,
+    uploaded: bool,
 ) -> StepFigures:
     """One optimizer step: forward and backward for every micro-batch, then the weights change.
 
-    Raises FloatingPointError where the loss is not finite, naming the rows of this worker.
+    They do not change where the loss or the gradient is not finite; `bad_rows` then names the rows. `waits_s` is given
+    the time spent waiting for batches; `uploaded` is what this worker tells the others of a checkpoint on its way.
     """
     outputs: list[dict[str, torch.Tensor]] = []
-    row_ids: list[str] = []
-    waited_s = 0.0
-    for _ in range(config.gradient_accumulation_steps):
+    fed_ids: list[list[str]] = []
+    for _ in range(config.accumulation(dist.get_world_size())):
         fed = next(feed)
+        waits_s.append(fed.waited_s)
         losses = engine.forward(fed.batch.to(engine.device))
-        engine.backward(losses["loss"])
+        engine.backward(_poisoned_if_not_finite(losses["loss"]))
         engine.step(rate)
         outputs.append({name: value.detach() for name, value in losses.items()})
-        row_ids += fed.row_ids
-        waited_s += fed.waited_s
-    stop = stop_requested()
-    figures = reduce_step(outputs, data_wait_s=waited_s, stop=stop, device=engine.device)
-    if not math.isfinite(figures.terms["loss"]):
-        raise FloatingPointError(f"the loss is {figures.terms['loss']}; rows of this worker: {', '.join(row_ids)}")
-    return figures
+        fed_ids.append(fed.row_ids)
+    signals = Signals(
+        data_wait_s=sum(waits_s), stop=place.stop_requested(), preempted=place.preempted(), uploaded=uploaded
+    )
+    figures = reduce_step(outputs, signals, device=engine.device)
+    norm = engine.grad_norm()
+    if math.isfinite(figures.terms["loss"]) and (norm is None or math.isfinite(norm)):
+        return figures
+    own = [ids for o, ids in zip(outputs, fed_ids, strict=True) if not math.isfinite(float(o["loss"]))]
+    # Where every loss is finite the gradient alone is not, and any row of the step may be the cause.
+    rows, all_rows = gather(own), gather(fed_ids)
+    named = [name for share in (rows if any(rows) else all_rows) for ids in share for name in ids]
+    return dataclasses.replace(figures, bad_rows=tuple(named))
 
 
-def save(place: Place, engine: Engine, config: TrainConfig, plan: Plan, progress: Progress) -> None:
-    """Write a checkpoint, report it, and let go of older ones. Every worker calls it."""
-    rank = dist.get_rank()
-    with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
-        engine.save(Path(folder) / "engine")
-        save_state(Path(folder), progress, config, plan.rows_fingerprint, rank)
-        path = commit(place.storage, progress.step, Path(folder))
-    if rank == 0:
-        prune(place.storage, config.save_total_limit)
-    place.report({"step": progress.step, **{n: v for n, v in progress.last.items() if n == "loss"}}, path)
+def _poisoned_if_not_finite(loss: torch.Tensor) -> torch.Tensor:
+    """The loss itself, or NaN with a NaN gradient, which no engine steps with: a loss that is not finite can have a
+    gradient that is."""
+    return loss * torch.where(torch.isfinite(loss.detach()), 1.0, float("nan")).to(loss.dtype)
 
 
-def resume(place: Place, engine: Engine, config: TrainConfig, plan: Plan) -> Progress:
-    """Continue from the newest sound checkpoint of the run, if there is one. Every worker calls it."""
-    scratch = Path(tempfile.gettempdir()) / f"resume-{config.run_name}"
-    found = newest_sound(place.storage, scratch, leads_node=place.leads_node)
-    if found is None:
-        return Progress()
-    step, folder = found
-    progress = load_progress(folder, config, plan.rows_fingerprint)
-    engine.load(folder / "engine")
-    load_random_states(folder, dist.get_rank())
-    dist.barrier()
-    if place.leads_node and not place.storage.is_local:
-        shutil.rmtree(scratch)
+def _note_skipped(job: Job, progress: Progress, figures: StepFigures) -> None:
+    """Tell of a step that changed nothing; FloatingPointError where the run is not to go on."""
+    config = job.config
+    loss, step = figures.terms["loss"], progress.step
+    what = "the gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
+    text = f"step {step}: {what}; rows: {', '.join(figures.bad_rows)}"
+    progress.skipped.append(step)
+    if config.on_non_finite == "stop":
+        raise FloatingPointError(f"{text}. Look at these rows, lower learning_rate, or set on_non_finite=skip")
+    if len(progress.skipped) > config.max_skipped_steps:
+        raise FloatingPointError(
+            f"{text}. {len(progress.skipped)} such steps are more than max_skipped_steps={config.max_skipped_steps}"
+        )
     if dist.get_rank() == 0:
-        print(f"{config.run_name}: resumed from step {step}", flush=True)
-    return progress
+        print(f"{config.run_name}: skipped {text}", flush=True)
+        job.run.client.set_tag(job.run.run_id, f"skipped.{step}", ", ".join(figures.bad_rows)[:4000])
+
+
+def _note_preemption(job: Job, step: int) -> None:
+    if dist.get_rank() == 0:
+        print(f"{job.config.run_name}: a node will be taken away; saving step {step} now", flush=True)
+        job.run.client.set_tag(job.run.run_id, "preempted", f"saved at step {step}")

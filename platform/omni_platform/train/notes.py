@@ -41,17 +41,22 @@ class Notes:
             )
 
     def take(self, figures: StepFigures, rate: float, grad_norm: float | None) -> None:
-        """Add a step to the window; every `logging_steps` steps and after the last, note the means."""
+        """Add a step to the window; every `logging_steps` steps and after the last, note the means.
+
+        Steps that changed nothing count for none.
+        """
         progress = self._progress
         norm = {} if grad_norm is None else {"grad_norm": grad_norm}
-        self._window.add(figures.terms | norm, figures.counts, figures.data_wait_s)
+        if not figures.bad_rows:
+            self._window.add(figures.terms | norm, figures.counts, figures.data_wait_s)
         progress.epoch = progress.step / self._plan.steps_per_epoch
         if self._display is not None:
             self._display.step()
-        if progress.step % self._config.logging_steps == 0 or progress.step == self._plan.total_steps:
-            progress.last = self._window.close(self._weights)
-            progress.first = progress.first or progress.last
-            self._tell(progress.step, {**progress.last, "learning_rate": rate, "epoch": progress.epoch})
+        due = progress.step % self._config.logging_steps == 0 or progress.step == self._plan.total_steps
+        if due and (means := self._window.close(self._weights)):
+            progress.last = means
+            progress.first = progress.first or means
+            self._tell(progress.step, {**means, "learning_rate": rate, "epoch": progress.epoch})
         progress.window = self._window.sums
 
     def flush(self) -> None:

@@ -35,11 +35,19 @@ class Progress:
     """The figures of the first note."""
     last: dict[str, float] = field(default_factory=dict)
     """The figures of the last note."""
+    skipped: list[int] = field(default_factory=list)
+    """Steps whose loss or gradient was not finite and that changed no weight."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Where the time went so far (see `goodput.Goodput`)."""
+    saved_at_s: float = 0.0
+    """Unix time of the save."""
+    stopped: bool = False
+    """Whether the save was the last act of a run that was asked to stop."""
 
 
 def save_state(folder: Path, progress: Progress, config: TrainConfig, rows_fingerprint: str, rank: int) -> None:
     """Write this worker's random states and, on worker 0, the progress and what the run is made of."""
-    torch.save(random_states(), folder / f"random-{rank:05d}.pt")
+    torch.save(random_states(), _random_file(folder, rank))
     if rank == 0:
         state = {
             "progress": asdict(progress),
@@ -58,14 +66,21 @@ def load_progress(folder: Path, config: TrainConfig, rows_fingerprint: str) -> P
     if wrong:
         raise ResumeError(
             f"{folder.name} of run {config.run_name!r} belongs to another training: {'; '.join(wrong)}. "
-            "Choose another run_name, or set these back"
+            f"Choose another run_name, or set these back{_hint(config, saved)}"
         )
     return Progress(**state["progress"])
 
 
+def _hint(config: TrainConfig, saved: dict[str, Any]) -> str:
+    micro, workers = saved.get("micro_batches_per_step"), config.max_workers
+    if micro in (None, config.micro_batches_per_step) or micro % workers:
+        return ""
+    return f": {workers} workers make the same steps with gradient_accumulation_steps={micro // workers}"
+
+
 def load_random_states(folder: Path, rank: int) -> None:
     """Put this worker's generators where they were."""
-    states = torch.load(folder / f"random-{rank:05d}.pt", weights_only=True)
+    states = torch.load(_random_file(folder, rank), weights_only=True)
     torch.set_rng_state(states["torch"])
     if states["cuda"] is not None:
         torch.cuda.set_rng_state(states["cuda"])
@@ -73,6 +88,11 @@ def load_random_states(folder: Path, rank: int) -> None:
     np.random.set_state((kind, np.array(keys, np.uint32), *rest))
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
+
+
+def saved_world_size(folder: Path) -> int:
+    """How many workers wrote a checkpoint."""
+    return sum(1 for _ in folder.glob("random-*.pt"))
 
 
 def random_states() -> dict[str, Any]:
@@ -93,7 +113,11 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def _random_file(folder: Path, rank: int) -> Path:
+    return folder / f"random-{rank:05d}.pt"
+
+
 def _identity(config: TrainConfig, rows_fingerprint: str) -> dict[str, Any]:
-    plain = to_dict(config)
+    plain = {**to_dict(config), "micro_batches_per_step": config.micro_batches_per_step}
     # Through JSON and back, as the saved one went: tuples become lists.
     return json.loads(json.dumps({**{key: plain[key] for key in MUST_MATCH}, "rows": rows_fingerprint}))

@@ -29,6 +29,9 @@ class Task(Protocol):
         """Write the model so that it can be served. Called on worker 0 with whole weights at hand."""
         ...
 
+    # `begin_step(step, total_steps)`, where a task has it: called before every optimizer step on every worker, with
+    # the 0-based step. What it changes must be a function of these two, so that resuming has nothing to restore.
+
 
 class Rows(Protocol):
     """Rows with stable ids and access by number."""
@@ -36,9 +39,17 @@ class Rows(Protocol):
     @property
     def ids(self) -> Sequence[str]: ...
 
+    # `lengths`, where a source has it: Sequence[int], the positions of each row (see `group_by_length`).
+
     def __len__(self) -> int: ...
 
     def row(self, index: int) -> Any: ...
+
+
+def begin_step(task: Task, step: int, total_steps: int) -> None:
+    """Tell a task that asks for it which step begins."""
+    if (told := getattr(task, "begin_step", None)) is not None:
+        told(step, total_steps)
 
 
 def loss_weights(task: Task) -> Mapping[str, float]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.fs
@@ -15,6 +16,9 @@ from omni_platform.train.checkpoint import (
     newest_sound,
     prune,
 )
+from omni_platform.train.config import TrainConfig
+from omni_platform.train.evaluation import best_step, to_keep
+from omni_platform.train.upload import Uploader, UploadError
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -115,6 +119,65 @@ def test_the_last_good_ones_are_kept(storage: Storage, tmp_path: Path) -> None:
     assert storage.steps(complete=False) == [9, 8, 6]
     prune(storage, 1)
     assert storage.steps() == [8]
+
+
+def test_the_best_one_is_kept_beside_the_newest(storage: Storage, tmp_path: Path) -> None:
+    config = TrainConfig(
+        run_name="r", dataset_dir="d", output_dir="o", eval_dataset_dir="e", save_steps=2, eval_steps=4, seed=1
+    )
+    for step in range(2, 18, 2):
+        save(storage, tmp_path, step)
+    for step, loss in ((4, 0.9), (8, 0.2), (12, 0.2), (16, 0.7)):
+        storage.write(checkpoint_name(step), "evaluation.json", json.dumps({"loss": loss, "hits": loss}).encode())
+    assert best_step(storage, config) == 12  # the later one of equals
+    assert best_step(storage, replace(config, metric_for_best_model="hits", greater_is_better=True)) == 4
+    with pytest.raises(ValueError, match="metric_for_best_model=los is none of hits, loss"):
+        best_step(storage, replace(config, metric_for_best_model="los"))
+    prune(storage, 1, also=to_keep(storage, config, total_steps=16))
+    assert storage.steps() == [16, 12]
+
+
+def test_a_checkpoint_that_waits_for_its_evaluation_stays(storage: Storage, tmp_path: Path) -> None:
+    config = TrainConfig(
+        run_name="r", dataset_dir="d", output_dir="o", eval_dataset_dir="e", save_steps=2, eval_steps=4
+    )
+    for step in (2, 4, 6, 7):
+        save(storage, tmp_path, step)
+    assert to_keep(storage, config, total_steps=7) == {4, 7}
+    prune(storage, 1, also=to_keep(storage, config, total_steps=7))
+    assert storage.steps() == [7, 4]
+    assert to_keep(storage, replace(config, eval_dataset_dir=None, eval_steps=0), total_steps=7) == set()
+
+
+def test_an_upload_counts_once_it_is_complete(storage: Storage, tmp_path: Path) -> None:
+    save(storage, tmp_path, 3)
+    uploader = Uploader(storage)
+    assert (uploader.in_flight, uploader.own_share_done) == (False, False)
+    (uploader.clear() / "state.json").write_text("6")
+    uploader.start(6)
+    assert uploader.in_flight
+    assert storage.steps() == [3]  # whether or not the copy has arrived
+    assert uploader.complete() == storage.path(checkpoint_name(6))
+    assert (uploader.in_flight, uploader.aside.exists()) == (False, False)
+    assert storage.steps() == [6, 3]
+    check(tmp_path / "store" / "run" / checkpoint_name(6), name="it")
+
+
+def test_an_upload_that_fails_leaves_what_was_there(storage: Storage, tmp_path: Path) -> None:
+    save(storage, tmp_path, 3)
+    uploader = Uploader(storage)
+    (uploader.clear() / "state.json").write_text("6")
+    uploader.aside.rename(tmp_path / "gone")
+    uploader.start(6)
+    with pytest.raises(UploadError, match=r"checkpoint 6 did not reach .*run: worker 0: .*checkpoint-"):
+        uploader.complete()
+    assert storage.steps() == [3]
+    assert not uploader.in_flight
+
+
+def test_what_a_killed_attempt_left_aside_does_not_get_into_a_checkpoint(storage: Storage) -> None:
+    (Uploader(storage).clear() / "left_over.pt").write_bytes(b"x")
+    assert list(Uploader(storage).clear().iterdir()) == []
 
 
 def test_a_removal_that_is_interrupted_leaves_nothing_complete(storage: Storage, tmp_path: Path) -> None:

@@ -49,7 +49,8 @@ def test_the_norm_is_that_before_clipping(process_group: None) -> None:
 
 
 def test_deepspeed_is_told_the_run_s_settings() -> None:
-    words = deepspeed_config(make(zero_stage=3, bf16=True, gradient_accumulation_steps=12, max_grad_norm=0.7))
+    config = make(zero_stage=3, bf16=True, num_workers=4, gradient_accumulation_steps=6, max_grad_norm=0.7)
+    words = deepspeed_config(config, world_size=2)  # half of the workers, so twice the passes of each
     assert words["zero_optimization"]["stage"] == 3
     assert words["bf16"] == {"enabled": True}
     assert (words["gradient_accumulation_steps"], words["gradient_clipping"]) == (12, 0.7)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from omni_platform.train.figures import Window, reduce_step
+from omni_platform.train.figures import Signals, Window, reduce_step
 
 CPU = torch.device("cpu")
 
@@ -13,18 +13,18 @@ def outputs(loss: float, text: float, tokens: int) -> dict[str, torch.Tensor]:
 
 
 def test_terms_are_averaged_and_counts_summed(process_group: None) -> None:
-    step = reduce_step([outputs(1.0, 4.0, 10), outputs(2.0, 8.0, 30)], data_wait_s=0.5, stop=False, device=CPU)
+    step = reduce_step([outputs(1.0, 4.0, 10), outputs(2.0, 8.0, 30)], Signals(data_wait_s=0.5), device=CPU)
     assert step.terms == {"loss": 1.5, "text": 6.0}
     assert step.counts == {"tokens": 40}
     assert (step.data_wait_s, step.stop) == (0.5, False)
-    assert reduce_step([outputs(1.0, 4.0, 10)], data_wait_s=0.0, stop=True, device=CPU).stop
+    assert reduce_step([outputs(1.0, 4.0, 10)], Signals(data_wait_s=0.0, stop=True), device=CPU).stop
 
 
 def test_outputs_that_the_workers_could_not_add_up_are_refused(process_group: None) -> None:
     with pytest.raises(ValueError, match="other names for another"):
-        reduce_step([outputs(1.0, 1.0, 1), {"loss": torch.tensor(1.0)}], data_wait_s=0, stop=False, device=CPU)
+        reduce_step([outputs(1.0, 1.0, 1), {"loss": torch.tensor(1.0)}], Signals(data_wait_s=0), device=CPU)
     with pytest.raises(ValueError, match="integer tensor"):
-        reduce_step([{"loss": torch.tensor(1.0), "tokens": torch.tensor(1.0)}], data_wait_s=0, stop=False, device=CPU)
+        reduce_step([{"loss": torch.tensor(1.0), "tokens": torch.tensor(1.0)}], Signals(data_wait_s=0), device=CPU)
 
 
 def test_a_window_gives_means_shares_and_speed_then_starts_anew() -> None:

@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from toy_runs import STEPS, config
 from toy_task import ToyRows, ToyTask
 
 from omni_platform.tracking import TrackedRun, metric_history, resolve_model
+from omni_platform.train.checkpoint import Storage
 from omni_platform.train.config import TrainConfig
+from omni_platform.train.engine import read_weights
 from omni_platform.train.launch import fit, say_what_is_missing, with_absolute_paths
 from omni_platform.train.plan import Plan
 from omni_platform.train.stop import RunStopped, StopFlag, StopWatch, stop_on_signals
@@ -45,17 +48,26 @@ def test_a_killed_worker_changes_no_loss(
         tracking_uri=tracking_uri,
         registered_model_name="toy",
         save_total_limit=1,
+        async_save=False,  # so that step 3 is surely saved before the worker dies
+        eval_dataset_dir="other",
+        eval_steps=3,
     )
     kill_file = tmp_path / "kill"
     kill_file.touch()
-    batches = list(Plan.make(settings, ToyRows(50), world_size=2).batches(1, first_step=0))
-    fatal_row = batches[settings.gradient_accumulation_steps * 6][0]  # of worker 1, in step 7
+    plan = Plan.make(settings, ToyRows(50), world_size=2)
+    # A row that the first epoch leaves out: it is read in the second, when step 3 is long saved.
+    fatal_row = next(row for row in plan.order(0)[48:] if row in plan.order(1)[:48])
     # What a driver that was killed while it wrote this file has left.
     folder = tmp_path / "killed" / "checkpoints" / "killed"
     folder.mkdir(parents=True)
     (folder / "checkpoint_manager_snapshot.json").write_text('{"checkpoint_re')
 
-    summary = fit(settings, build_task=ToyTask, open_rows=functools.partial(ToyRows, 50, str(kill_file), fatal_row))
+    summary = fit(
+        settings,
+        build_task=ToyTask,
+        open_rows=functools.partial(ToyRows, 50, str(kill_file), fatal_row),
+        open_eval_rows=functools.partial(ToyRows, 20),
+    )
 
     assert not kill_file.exists()
     (undisturbed,) = runs["zero2-whole"]
@@ -73,7 +85,32 @@ def test_a_killed_worker_changes_no_loss(
     assert info.data.params["task.dropout"] == "0.2"
     assert summary["mlflow"]["model_version"] == 1
     assert (resolve_model("models:/toy@champion", tracking_uri=tracking_uri) / "model.json").is_file()
-    assert [p.name for p in folder.glob("checkpoint-*")] == [f"checkpoint-{STEPS:08d}"]
+    assert summary["goodput"]["recovery"] > 0
+
+    # Beside the training every third checkpoint was evaluated, and the last one.
+    evaluations = metric_history(run, "eval/loss")
+    assert list(evaluations) == [3, 6, STEPS]
+    assert evaluations[STEPS] < evaluations[3]
+    assert evaluations[STEPS] == pytest.approx(loss_of_export(tmp_path / "killed"), rel=1e-5)
+    best = min(evaluations, key=evaluations.__getitem__)
+    assert (summary["best_step"], summary["best_evaluation"]["loss"]) == (best, evaluations[best])
+    assert summary["failed_evaluations"] == []
+    assert sorted(p.name for p in folder.glob("checkpoint-*")) == sorted(
+        {f"checkpoint-{step:08d}" for step in (STEPS, best)}
+    )
+
+
+def loss_of_export(folder: Path) -> float:
+    """The loss of the last checkpoint on 20 rows, computed without the evaluation."""
+    settings = TrainConfig(**config(folder.parent, "killed", zero_stage=2))
+    checkpoint = Storage.at(str(folder / "checkpoints"), "killed").path(f"checkpoint-{STEPS:08d}")
+    task = ToyTask({})
+    task.module.load_state_dict(read_weights(settings, Path(checkpoint) / "engine"))
+    task.module.eval()
+    rows = ToyRows(20)
+    with torch.no_grad():
+        losses = [float(task.module(task.collate([rows.row(i)]))["loss"]) for i in range(20)]
+    return sum(losses) / 20
 
 
 def test_paths_mean_the_same_place_in_every_worker(

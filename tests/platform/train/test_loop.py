@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_runs import ENGINES, STEPS
+from toy_runs import BAD_ROW, ENGINES, STEPS
 
 from omni_platform.tracking import TrackedRun, metric_history
 
@@ -43,6 +43,49 @@ def test_sharding_changes_no_loss_and_no_exported_weight(runs: Runs, tracking_ur
     ours, theirs = exported(runs, f"{engine}-whole"), exported(runs, "torch-whole")
     assert ours["weights"] == theirs["weights"]
     assert ours["total"] == pytest.approx(theirs["total"], rel=1e-6)
+
+
+@pytest.mark.parametrize("change", ["shrunk", "grown"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_run_goes_on_with_another_number_of_workers(runs: Runs, tracking_uri: str, engine: str, change: str) -> None:
+    """Weights, moments and rows carry over: each step's loss is, up to rounding, that of a run with steady workers."""
+    first, second = runs[f"{engine}-{change}"]
+    assert first["cut"]
+    assert (second["steps"], second["stopped"]) == (STEPS, False)
+    for figure in ("loss", "grad_norm"):
+        steady = history(runs, tracking_uri, f"{engine}-steady", figure)
+        assert history(runs, tracking_uri, f"{engine}-{change}", figure) == pytest.approx(steady, rel=1e-5)
+    ours, theirs = exported(runs, f"{engine}-{change}"), exported(runs, f"{engine}-steady")
+    assert ours["total"] == pytest.approx(theirs["total"], rel=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_rows(runs: Runs) -> None:
+    (outcome,) = runs["bad-stop"]
+    assert f"row-{BAD_ROW}" in outcome["error"]
+    assert outcome["error"].count("row-") == 3  # its micro-batch, and not the other three of the step
+    assert "on_non_finite=skip" in outcome["error"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_skipped_step_changes_no_weight_and_the_run_goes_on(runs: Runs, tracking_uri: str, engine: str) -> None:
+    (outcome,) = runs[f"{engine}-bad"]
+    losses = history(runs, tracking_uri, f"{engine}-bad")
+    assert outcome["skipped_steps"] == 2  # the row comes once in each of two epochs
+    assert len(losses) == STEPS - 2
+    assert losses == pytest.approx(history(runs, tracking_uri, "torch-bad"), rel=1e-5)
+    first_bad = min(set(range(1, STEPS + 1)) - set(losses))
+    steady = history(runs, tracking_uri, f"{engine}-steady")
+    assert {s: losses[s] for s in range(1, first_bad)} == {s: steady[s] for s in range(1, first_bad)}
+    run = TrackedRun(tracking_uri=tracking_uri, experiment_id="", run_id=outcome["run"])
+    assert f"row-{BAD_ROW}" in run.client.get_run(run.run_id).data.tags[f"skipped.{first_bad}"]
+
+
+def test_the_time_of_a_run_is_accounted_for(runs: Runs) -> None:
+    shares = runs["zero2-cut"][-1]["goodput"]
+    assert sum(shares.values()) == pytest.approx(1.0, abs=0.001)
+    assert shares["recovery"] > 0
+    assert runs["zero2-whole"][0]["goodput"]["recovery"] == 0
+    assert runs["stopped"][-1]["goodput"]["recovery"] == 0  # it was asked to stop
 
 
 def test_the_toy_learns(runs: Runs) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from omni_platform.train.config import TrainConfig
-from omni_platform.train.schedule import learning_rate, total_steps, warmup_length
+from omni_platform.train.schedule import check_schedule, learning_rate, total_steps, warmup_length
 
 
 def make(**changes) -> TrainConfig:
@@ -28,6 +28,27 @@ def test_constant_keeps_the_rate_after_the_rise() -> None:
     assert rates(make(lr_scheduler_type="constant", warmup_ratio=0.5), 4) == [0.5, 1.0, 1.0, 1.0]
 
 
+@pytest.mark.parametrize(
+    ("kind", "kwargs", "expected"),
+    [
+        ("constant_with_warmup", {}, [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("cosine_with_min_lr", {"min_lr_rate": 0.2}, [0.5, 1.0, 1.0, 0.882842712, 0.6, 0.317157288]),
+        ("polynomial", {"power": 2.0}, [0.5, 1.0, 1.0, 0.5625, 0.25, 0.0625]),
+        ("inverse_sqrt", {}, [0.5, 1.0, 0.816496581, 0.707106781, 0.632455532, 0.577350269]),
+        ("warmup_stable_decay", {"decay_ratio": 0.3, "min_lr_rate": 0.1}, [0.5, 1.0, 1.0, 1.0, 1.0, 0.55]),
+    ],
+)
+def test_shapes_by_their_usual_names(kind: str, kwargs: dict[str, float], expected: list[float]) -> None:
+    config = make(lr_scheduler_type=kind, lr_scheduler_kwargs=kwargs, warmup_steps=2)
+    assert rates(config, 6) == pytest.approx(expected)
+    check_schedule(config)
+
+
+def test_a_shape_refuses_a_setting_of_another() -> None:
+    with pytest.raises(ValueError, match="cosine has no power in lr_scheduler_kwargs; it takes none"):
+        check_schedule(make(lr_scheduler_kwargs={"power": 2.0}))
+
+
 def test_warmup_steps_replace_the_ratio_which_rounds_up() -> None:
     assert warmup_length(make(warmup_ratio=0.05), 750) == 38
     assert warmup_length(make(warmup_ratio=0.05, warmup_steps=3), 750) == 3
@@ -42,7 +63,10 @@ def test_max_steps_replace_epochs() -> None:
     ("changes", "message"),
     [
         ({"num_workers": 0}, "num_workers must be at least 1"),
+        ({"num_workers": (3, 2)}, "in this order, got 3, 2"),
         ({"warmup_ratio": 3}, "between 0 and 1"),
+        ({"eval_dataset_dir": "e", "eval_steps": 30, "save_steps": 20}, "must be a multiple of save_steps=20"),
+        ({"eval_steps": 500}, "give eval_dataset_dir"),
         ({"engine": "torch", "bf16": True}, "engine=deepspeed"),
         ({"num_train_epochs": 0}, "max_steps or num_train_epochs"),
     ],

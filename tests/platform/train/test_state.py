@@ -57,7 +57,7 @@ def test_progress_comes_back_to_the_bit(tmp_path: Path) -> None:
     [
         ({"seed": 1}, "seed was 42, is 1"),
         ({"zero_stage": 3}, "zero_stage was 1, is 3"),
-        ({"num_workers": 2}, "num_workers was 1, is 2"),
+        ({"num_workers": 2}, "micro_batches_per_step was 1, is 2"),
         ({"task": {"sizes": [1]}}, "task was"),
     ],
 )

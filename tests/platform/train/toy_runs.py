@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 STEPS = 8
+BAD_ROW = 7
 ENGINES = {
     "torch": {"engine": "torch"},
     "zero1": {"zero_stage": 1},
@@ -21,7 +22,8 @@ ENGINES = {
 def toy_runs(folder: Path, tracking_uri: str) -> dict[str, list[dict[str, Any]]]:
     """The attempts of each run, by name.
 
-    Per engine a run that nothing disturbs, and one that loses its power in step 6 and is started again.
+    Per engine a run that nothing disturbs, one that loses its power in step 6 and is started again, one that meets a
+    row with no finite loss, and two that lose their power and go on with another number of workers.
     """
     attempts: list[dict[str, Any]] = []
     for engine, settings in ENGINES.items():
@@ -31,10 +33,29 @@ def toy_runs(folder: Path, tracking_uri: str) -> dict[str, list[dict[str, Any]]]
     attempts += [{"config": stopped, "die_after": 2, "politely": True}, {"config": stopped}]
     coarse = config(folder, "coarse", **ENGINES["torch"], logging_steps=4)
     attempts += [{"config": coarse, "die_after": 6}, {"config": coarse}]
+    attempts.append({"config": config(folder, "bad-stop", **ENGINES["torch"], task={"bad_row": BAD_ROW})})
+    shrinking, growing = [], []
+    for engine, settings in ENGINES.items():
+        bad = config(
+            folder, f"{engine}-bad", **settings, task={"bad_row": BAD_ROW, "dropout": 0.0}, on_non_finite="skip"
+        )
+        attempts.append({"config": bad})
+        elastic = {**settings, "task": {"dropout": 0.0}, "num_workers": (1, 2)}
+        attempts.append({"config": config(folder, f"{engine}-steady", **elastic)})
+        shrinking.append({"config": config(folder, f"{engine}-shrunk", **elastic)})
+        growing.append({"config": config(folder, f"{engine}-grown", **elastic)})
+    cut_short = [{**attempt, "die_after": 6} for attempt in (*shrinking, *growing)]
     found: dict[str, list[dict[str, Any]]] = {}
-    outcomes = run_two_workers(folder / "spec.json", {"tracking_uri": tracking_uri, "attempts": attempts})
-    for attempt, outcome in zip(attempts, outcomes, strict=True):
-        found.setdefault(attempt["config"]["run_name"], []).append(outcome)
+    launches = [  # with this many workers
+        (2, [*attempts, *cut_short[: len(shrinking)]]),
+        (1, [*shrinking, *cut_short[len(shrinking) :]]),
+        (2, growing),
+    ]
+    for number, (workers, chosen) in enumerate(launches):
+        spec = {"tracking_uri": tracking_uri, "attempts": chosen}
+        outcomes = run_workers(folder / f"spec-{number}.json", spec, workers=workers)
+        for attempt, outcome in zip(chosen, outcomes, strict=True):
+            found.setdefault(attempt["config"]["run_name"], []).append(outcome)
     return found
 
 
@@ -57,10 +78,11 @@ def config(folder: Path, name: str, **settings: Any) -> dict[str, Any]:
     }
 
 
-def run_two_workers(path: Path, spec: dict[str, Any]) -> list[dict[str, Any]]:
+def run_workers(path: Path, spec: dict[str, Any], *, workers: int) -> list[dict[str, Any]]:
     path.write_text(json.dumps(spec))
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    workers = [
+    place = {"WORLD_SIZE": str(workers), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", **place}
+    processes = [
         subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("two_workers.py")), str(path)],
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -68,8 +90,8 @@ def run_two_workers(path: Path, spec: dict[str, Any]) -> list[dict[str, Any]]:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in (0, 1)
+        for rank in range(workers)
     ]
-    outputs = [worker.communicate(timeout=240)[0] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(outputs)[-8000:]
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * workers, "\n".join(outputs)[-8000:]
     return json.loads(path.with_suffix(".results").read_text())

@@ -43,11 +43,12 @@ class Net(torch.nn.Module):
 
 
 class ToyTask:
-    """Fits y = sum(x). `fail_at`: the row at which collate raises; `needs_file`: a path that must lead to a file."""
+    """Fits y = sum(x). `fail_at`: the row at which collate raises; `bad_row`: the row whose loss is not finite;
+    `needs_file`: a path that must lead to a file."""
 
     loss_weights = {"text": 1.0, "latent": 0.1}  # noqa: RUF012
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], **_sharding: Any) -> None:
         self.settings = settings
         if "needs_file" in settings and not Path(settings["needs_file"]).is_file():
             raise FileNotFoundError(f"{settings['needs_file']} from {Path.cwd()}")
@@ -57,7 +58,9 @@ class ToyTask:
         for number, _, _ in rows:
             if number == self.settings.get("fail_at"):
                 raise ValueError("row that cannot be collated")
-        return Batch(torch.stack([x for _, x, _ in rows]), torch.stack([y for _, _, y in rows]))
+        bad = self.settings.get("bad_row")
+        xs = [torch.full_like(x, float("inf")) if number == bad else x for number, x, _ in rows]
+        return Batch(torch.stack(xs), torch.stack([y for _, _, y in rows]))
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         trained = [p for p in self.module.parameters() if p.requires_grad]

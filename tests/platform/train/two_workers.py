@@ -1,4 +1,4 @@
-"""Runs training in two processes without Ray: `python two_workers.py spec.json` in each, with RANK set.
+"""Runs training without Ray: `python two_workers.py spec.json` in each process, with RANK and WORLD_SIZE set.
 
 The spec lists attempts (`config`, `die_after`), run one after the other; worker 0 writes what they returned.
 """
@@ -19,7 +19,8 @@ from toy_task import ToyRows, ToyTask
 from omni_platform.tracking import open_run
 from omni_platform.train.checkpoint import Storage, gather
 from omni_platform.train.config import TrainConfig
-from omni_platform.train.loop import Job, Place, work
+from omni_platform.train.loop import Job, work
+from omni_platform.train.place import Place
 
 
 class PowerCut(Exception):  # noqa: N818 - what happens to it, not what it does wrong
@@ -65,13 +66,15 @@ def attempt(spec: dict[str, Any], tracking_uri: str) -> dict[str, Any]:
         return {**work(job, place), "run": run.run_id}
     except PowerCut:
         return {"run": run.run_id, "cut": True}
+    except FloatingPointError as error:
+        return {"run": run.run_id, "error": str(error)}
 
 
 def main(path: Path) -> None:
     torch.set_num_threads(1)
     spec = json.loads(path.read_text())
-    rank = int(os.environ["RANK"])
-    dist.init_process_group("gloo", init_method=f"file://{path}.rendezvous", rank=rank, world_size=2)
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("gloo", init_method=f"file://{path}.rendezvous", rank=rank, world_size=world_size)
     results = [attempt(one, spec["tracking_uri"]) for one in spec["attempts"]]
     if dist.get_rank() == 0:
         path.with_suffix(".results").write_text(json.dumps(results))

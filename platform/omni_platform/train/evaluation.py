@@ -1,0 +1,113 @@
+"""Evaluating a checkpoint beside the training: its weights, read back on one process, on rows never trained on.
+
+What comes out is written into the checkpoint's folder, as `evaluation.json`, and into the run.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from omni_platform.tracking import TrackedRun
+from omni_platform.train.checkpoint import Storage, checkpoint_name, fetch
+from omni_platform.train.config import TrainConfig
+from omni_platform.train.engine import read_weights
+from omni_platform.train.task import Rows, Task
+
+_FILE = "evaluation.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationJob:
+    """What is to be evaluated, with what, and where the figures go."""
+
+    config: TrainConfig
+    build_task: Callable[[dict[str, Any]], Task]
+    open_rows: Callable[[], Rows]
+    run: TrackedRun
+
+
+def evaluate_checkpoint(job: EvaluationJob, storage: Storage, step: int) -> dict[str, float]:
+    """Mean losses of a checkpoint over all rows, as the task computes them in evaluation mode; written down.
+
+    Raises DamagedCheckpointError where the checkpoint is not as it was saved.
+    """
+    scratch = Path(tempfile.mkdtemp(prefix=f"evaluate-{step}-"))
+    try:
+        folder = fetch(storage, step, scratch)
+        task = job.build_task(job.config.task)
+        _fill(task.module, read_weights(job.config, folder / "engine"))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    figures = _measure(task, job.open_rows(), job.config.per_device_eval_batch_size)
+    for name, value in figures.items():
+        job.run.client.log_metric(job.run.run_id, f"eval/{name}", value, step=step)
+    storage.write(checkpoint_name(step), _FILE, json.dumps(figures).encode())
+    return figures
+
+
+def is_due(config: TrainConfig, step: int, total_steps: int) -> bool:
+    """Whether the checkpoint of a step is to be evaluated."""
+    if config.eval_dataset_dir is None:
+        return False
+    return step == total_steps or (config.eval_steps > 0 and step % config.eval_steps == 0)
+
+
+def read_evaluation(storage: Storage, step: int) -> dict[str, float] | None:
+    """The figures of a checkpoint; None where it was not evaluated (yet)."""
+    data = storage.read(checkpoint_name(step), _FILE)
+    return None if data is None else json.loads(data)
+
+
+def best_step(storage: Storage, config: TrainConfig) -> int | None:
+    """The evaluated complete checkpoint with the best figure, the later one of equals; None where there is none.
+
+    Raises ValueError where evaluations have no figure of the configured name.
+    """
+    found: dict[int, float] = {}
+    for step in storage.steps():
+        figures = read_evaluation(storage, step)
+        if figures is None:
+            continue
+        if config.metric_for_best_model not in figures:
+            raise ValueError(
+                f"metric_for_best_model={config.metric_for_best_model} is none of {', '.join(sorted(figures))}"
+            )
+        found[step] = figures[config.metric_for_best_model] * (1 if config.greater_is_better else -1)
+    return max(found, key=lambda step: (found[step], step)) if found else None
+
+
+def to_keep(storage: Storage, config: TrainConfig, total_steps: int) -> set[int]:
+    """Checkpoints that stay beside the newest: the best, and those whose evaluation is still to come."""
+    if config.eval_dataset_dir is None:
+        return set()
+    waiting = {s for s in storage.steps() if is_due(config, s, total_steps) and read_evaluation(storage, s) is None}
+    best = best_step(storage, config)
+    return waiting if best is None else waiting | {best}
+
+
+def _fill(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    missing, _ = module.load_state_dict(weights, strict=False)
+    learned = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    if lost := sorted(learned & set(missing)):
+        raise ValueError(f"the checkpoint lacks {', '.join(lost[:5])}, which the task trains")
+
+
+@torch.no_grad()
+def _measure(task: Task, rows: Rows, batch_size: int) -> dict[str, float]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module = task.module.eval().to(device)
+    sums: dict[str, float] = {}
+    for start in range(0, len(rows), batch_size):
+        batch = [rows.row(i) for i in range(start, min(start + batch_size, len(rows)))]
+        for name, value in module(task.collate(batch).to(device)).items():
+            if value.is_floating_point():
+                sums[name] = sums.get(name, 0.0) + float(value) * len(batch)
+    return {name: total / len(rows) for name, total in sums.items()}
