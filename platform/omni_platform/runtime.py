@@ -89,7 +89,9 @@ def _worker_env(env_vars: Mapping[str, str]) -> dict[str, str]:
     wanted = {"OMP_NUM_THREADS": "1", **env_vars}
     roots = _source_roots()
     if roots:
-        wanted["PYTHONPATH"] = os.pathsep.join(roots)
+        # What the user has put there stays; that of a submitted job has already reached its workers.
+        own = [] if _JOB_CONFIG in os.environ else os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        wanted["PYTHONPATH"] = os.pathsep.join([*roots, *(path for path in own if path and path not in roots)])
     return wanted
 
 

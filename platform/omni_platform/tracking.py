@@ -134,24 +134,36 @@ def metric_history(run: TrackedRun, name: str) -> dict[int, float]:
 
 
 def register_model(
-    folder: str | Path, name: str, alias: str | None, run_id: str, *, tracking_uri: str | None = None
+    folder: str | Path,
+    name: str,
+    alias: str | None,
+    run_id: str,
+    *,
+    step: int | None = None,
+    tracking_uri: str | None = None,
 ) -> int:
     """Keep an exported model folder as an artifact of the run and as a new version of a registered model.
 
-    Returns the version number; `alias` then points to it. Raises ValueError for an empty or missing folder.
+    Returns the version number; `alias` then points to it. A run that is started again when it is already finished gets
+    the version that its `step` has, and no other. Raises ValueError for an empty or missing folder.
     """
     folder = Path(folder)
     if not folder.is_dir() or not any(folder.iterdir()):
         raise ValueError(f"cannot register {folder}: it is not a folder with files; export the model first")
     client, _ = _registry(tracking_uri)
-    client.log_artifacts(run_id, str(folder), "model")
+    known = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    if step is not None and (same := [v for v in known if v.tags.get("step") == str(step)]):
+        return int(same[0].version)
+    place = "model" if step is None else f"model-{step}"
+    client.log_artifacts(run_id, str(folder), place)
     try:
         client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    source = f"{client.get_run(run_id).info.artifact_uri}/model"
-    version = client.create_model_version(name, source, run_id=run_id)
+    source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
+    tags = {} if step is None else {"step": str(step)}
+    version = client.create_model_version(name, source, run_id=run_id, tags=tags)
     if alias:
         client.set_registered_model_alias(name, alias, str(version.version))
     return int(version.version)

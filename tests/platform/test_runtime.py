@@ -51,8 +51,9 @@ def test_a_submitted_job_ships_relative_roots_and_leaves_what_the_submission_gav
 def test_a_driver_beside_a_cluster_names_its_own_sources(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["/my/code", ROOTS[1]]))  # the user's own stays, none comes twice
     runtime_env = runtime.cluster_runtime_env({})
-    assert runtime_env == {"env_vars": {"PYTHONPATH": os.pathsep.join(ROOTS), "OMP_NUM_THREADS": "1"}}
+    assert runtime_env == {"env_vars": {"PYTHONPATH": os.pathsep.join([*ROOTS, "/my/code"]), "OMP_NUM_THREADS": "1"}}
 
 
 def test_the_doctor_finds_what_is_well_and_says_what_to_do_about_the_rest(tmp_path):

@@ -153,6 +153,22 @@ def test_a_registered_model_is_found_by_alias_and_by_version(
     assert resolve_model(export) == export
 
 
+def test_a_finished_run_that_is_started_again_registers_nothing_new(
+    run: TrackedRun, store: str, tmp_path: Path
+) -> None:
+    export = tmp_path / "export"
+    export.mkdir()
+    (export / "method.json").write_text('{"step": 5}')
+    first = register_model(export, "again", "champion", run.run_id, step=5, tracking_uri=store)
+    assert register_model(export, "again", "champion", run.run_id, step=5, tracking_uri=store) == first
+    (export / "method.json").write_text('{"step": 9}')
+    longer = register_model(export, "again", "champion", run.run_id, step=9, tracking_uri=store)
+    assert longer == first + 1
+    for version, step in ((first, 5), (longer, 9)):  # neither has taken the place of the other
+        found = resolve_model(f"models:/again/{version}", tracking_uri=store)
+        assert (found / "method.json").read_text() == f'{{"step": {step}}}'
+
+
 def test_what_is_not_in_the_registry_is_said(store: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="models:/none@champion is not in the registry"):
         resolve_model("models:/none@champion", tracking_uri=store)

@@ -35,6 +35,7 @@ def finish(run: TrackedRun, config: TrainConfig, task: Task, engine: Engine, pro
                 config.registered_model_name,
                 config.alias,
                 run.run_id,
+                step=progress.step,
                 tracking_uri=run.tracking_uri,
             )
     terms = {n: v for n, v in progress.last.items() if n not in _NOT_CURVES and "/" not in n}

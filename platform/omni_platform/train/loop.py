@@ -109,7 +109,7 @@ def train_step(
         fed = next(feed)
         waits_s.append(fed.waited_s)
         losses = engine.forward(fed.batch.to(engine.device))
-        engine.backward(_poisoned_if_not_finite(losses["loss"]))
+        engine.backward(poisoned_if_not_finite(losses["loss"]))
         engine.step(rate)
         outputs.append({name: value.detach() for name, value in losses.items()})
         fed_ids.append(fed.row_ids)
@@ -127,7 +127,7 @@ def train_step(
     return dataclasses.replace(figures, bad_rows=tuple(named))
 
 
-def _poisoned_if_not_finite(loss: torch.Tensor) -> torch.Tensor:
+def poisoned_if_not_finite(loss: torch.Tensor) -> torch.Tensor:
     """The loss itself, or NaN with a NaN gradient, which no engine steps with: a loss that is not finite can have a
     gradient that is."""
     return loss * torch.where(torch.isfinite(loss.detach()), 1.0, float("nan")).to(loss.dtype)

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from toy_runs import BAD_ROW, ENGINES, STEPS
 
 from omni_platform.tracking import TrackedRun, metric_history
+from omni_platform.train.loop import poisoned_if_not_finite
 
 Runs = dict[str, list[dict[str, Any]]]
 
@@ -35,6 +37,13 @@ def test_a_run_that_lost_its_power_has_the_losses_of_one_that_did_not(
     assert exported(runs, f"{engine}-cut") == exported(runs, f"{engine}-whole")
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_bfloat16_resumes_to_the_bit_and_learns_like_float32(runs: Runs, tracking_uri: str, stage: int) -> None:
+    whole = history(runs, tracking_uri, f"bf16-{stage}-whole")
+    assert history(runs, tracking_uri, f"bf16-{stage}-cut") == whole
+    assert whole == pytest.approx(history(runs, tracking_uri, f"zero{stage}-whole"), rel=0.05)
+
+
 @pytest.mark.parametrize("engine", ["zero1", "zero2", "zero3"])
 def test_sharding_changes_no_loss_and_no_exported_weight(runs: Runs, tracking_uri: str, engine: str) -> None:
     for figure in ("loss", "grad_norm"):
@@ -57,6 +66,16 @@ def test_a_run_goes_on_with_another_number_of_workers(runs: Runs, tracking_uri: 
         assert history(runs, tracking_uri, f"{engine}-{change}", figure) == pytest.approx(steady, rel=1e-5)
     ours, theirs = exported(runs, f"{engine}-{change}"), exported(runs, f"{engine}-steady")
     assert ours["total"] == pytest.approx(theirs["total"], rel=1e-6)
+
+
+def test_a_loss_that_is_not_finite_has_a_gradient_that_no_engine_takes() -> None:
+    for value, expected in ((2.0, 3.0), (float("inf"), float("nan")), (float("nan"), float("nan"))):
+        weight = torch.ones((), requires_grad=True)
+        loss = poisoned_if_not_finite(3.0 * weight + value)  # whose own gradient is 3 in any case
+        loss.backward()
+        assert weight.grad is not None
+        assert float(weight.grad) == pytest.approx(expected, nan_ok=True)
+        assert float(loss) == pytest.approx(3.0 + value if expected == 3.0 else float("nan"), nan_ok=True)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_rows(runs: Runs) -> None:

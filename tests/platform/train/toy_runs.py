@@ -29,6 +29,10 @@ def toy_runs(folder: Path, tracking_uri: str) -> dict[str, list[dict[str, Any]]]
     for engine, settings in ENGINES.items():
         whole, cut = (config(folder, f"{engine}-{name}", **settings) for name in ("whole", "cut"))
         attempts += [{"config": whole}, {"config": cut, "die_after": 6}, {"config": cut}]
+    for stage in (2, 3):
+        half = {"zero_stage": stage, "bf16": True}
+        whole, cut = (config(folder, f"bf16-{stage}-{name}", **half) for name in ("whole", "cut"))
+        attempts += [{"config": whole}, {"config": cut, "die_after": 6}, {"config": cut}]
     stopped = config(folder, "stopped", **ENGINES["torch"])
     attempts += [{"config": stopped, "die_after": 2, "politely": True}, {"config": stopped}]
     coarse = config(folder, "coarse", **ENGINES["torch"], logging_steps=4)
