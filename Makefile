@@ -17,10 +17,10 @@ export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo base test test-slow check format bench render image clean
+.PHONY: help setup demo base test test-slow check format bench reliability render image clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## make .venv and install the project into it (does nothing when up to date)
 
@@ -63,6 +63,9 @@ bench: setup  ## every ratio in benchmarks/, or one: make bench NAME=unroll
 	@set -e; for file in $(if $(NAME),benchmarks/$(NAME).py,$(sort $(wildcard benchmarks/*.py))); do \
 		echo "$$file"; printed=$$($(PY) "$$file"); printf '%s\n' "$$printed" | grep '^{' | tail -n 1; \
 	done
+
+reliability: setup  ## try every fault and write docs/results/reliability.md (about 20 minutes)
+	$(PY) tests/platform/train/reliability.py
 
 render: setup  ## print the manifests of one environment: make render ENV=gpu
 	@$(PY) infra/render.py $(ENV)

@@ -17,7 +17,7 @@ from omni_platform.runtime import start_ray
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Which model's towers make the anchors."""
+    """Which model's towers make the anchors, and how the method lays a sample out."""
 
     model_name_or_path: str = "tiny"
     """A Hugging Face folder, a hub name, or `tiny` for the toy base."""
@@ -28,6 +28,8 @@ class EncoderConfig:
     video_min_pixels: int = Preparation.video_min_pixels
     video_max_pixels: int = Preparation.video_max_pixels
     """Area of a frame as the model takes it."""
+    system_prompt: str = Preparation.system_prompt
+    """That of training: it counts in the length of a sample."""
     device: str = "cpu"
 
 
@@ -58,6 +60,7 @@ def _encoder_builder(job: PreprocessJob) -> partial:
         video_min_pixels=job.encoder.video_min_pixels,
         video_max_pixels=job.encoder.video_max_pixels,
         use_audio_in_video=job.data.use_audio_in_video,
+        system_prompt=job.encoder.system_prompt,
     )
     return partial(
         build_clip_encoder,

@@ -1,5 +1,8 @@
 """Train a model and register it: python jobs/train.py --config jobs/configs/train/tiny_cpu.yaml
 
+With --dry-run it starts nothing: it prints the memory of a GPU and the time of a step and an epoch, and ends with 1
+where the run cannot fit. Other GPUs and data: dry_run.gpu_memory_gib=141 dry_run.num_rows=35000 and so on.
+
 Ends with 0, with 1 after a failure, and with 128 + the signal's number after SIGTERM or SIGINT (the checkpoint is
 written: the same command goes on from there). `ray job stop` waits for that as long as RAY_JOB_STOP_WAIT_TIME_S in the
 job's env_vars says; its default of 3 s is too short.
@@ -7,17 +10,24 @@ job's env_vars says; its default of 3 s is too short.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
 import sys
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from omni_model.task import build_task
+from omni_model.sizing import StepSize, longest_clip, size_step
+from omni_model.task import TaskConfig, build_task
 from omni_platform import storage
+from omni_platform.artifacts import find_card
 from omni_platform.config import parse_args
 from omni_platform.data.batches import TrainingRows
+from omni_platform.data.parts import read_column
 from omni_platform.runtime import start_ray
 from omni_platform.train.config import TrainConfig
+from omni_platform.train.dry_run import DryRunConfig, estimate, refuse_what_cannot_fit, table
 from omni_platform.train.launch import fit
 from omni_platform.train.stop import RunStopped
 
@@ -25,14 +35,19 @@ CONFIG = TrainConfig
 
 
 def main() -> None:
+    words = sys.argv[1:]
+    if "--dry-run" in words:
+        dry_run(words)
+        return
     config = parse_args(TrainConfig)
     # Without a cluster: a local one that the workers fit into.
-    start_ray(num_cpus=max(config.num_workers, os.cpu_count() or 1))
+    start_ray(num_cpus=max(config.max_workers, os.cpu_count() or 1))
     try:
         summary = fit(
             config,
             build_task=build_task,
             open_rows=functools.partial(TrainingRows.open, storage.absolute(config.dataset_dir)),
+            open_eval_rows=_eval_rows(config),
         )
     except RunStopped as stopped:
         print(stopped, flush=True)
@@ -40,6 +55,51 @@ def main() -> None:
     text = json.dumps(summary, indent=2)
     storage.write_bytes(storage.join(config.output_dir, "summary.json"), f"{text}\n".encode())
     print(text, flush=True)
+
+
+def _eval_rows(config: TrainConfig) -> Callable[[], TrainingRows] | None:
+    if config.eval_dataset_dir is None:
+        return None
+    return functools.partial(TrainingRows.open, storage.absolute(config.eval_dataset_dir))
+
+
+def dry_run(words: list[str]) -> None:
+    """Print what the run would take; ends the process with 1 where it cannot fit."""
+    about = [word.removeprefix("--") for word in words if word.removeprefix("--").startswith("dry_run.")]
+    rest = [word for word in words if word != "--dry-run" and word.removeprefix("--") not in about]
+    config = parse_args(TrainConfig, rest)
+    dry = parse_args(DryRunConfig, [word.removeprefix("dry_run.") for word in about])
+    lengths = _lengths(config.dataset_dir)
+    try:
+        row = longest_clip(config.task, text_tokens=dry.text_tokens, num_phases=dry.num_phases)
+        limit = config.task.get("max_length", TaskConfig.max_length)
+        longest = dry.max_length or max(lengths, default=min(row.length, limit))
+        mean = dry.mean_length or (sum(lengths) // len(lengths) if lengths else longest)
+
+        def measure(task: Mapping[str, Any], length: int) -> StepSize:
+            value_bytes = 2 if config.bf16 else 4
+            shape = dataclasses.replace(row, length=length)
+            return size_step(task, shape, batch_size=config.per_device_train_batch_size, value_bytes=value_bytes)
+
+        found = estimate(config, dry, measure, longest=longest, mean=mean)
+        print(table(config, dry, found, num_rows=dry.num_rows or len(lengths), mean=mean), flush=True)
+        if not lengths and row.length > limit:
+            frames = config.task.get("fps_max_frames", TaskConfig.fps_max_frames)
+            print(
+                f"\nnote: a clip of {frames} frames at full size has {row.length:,} positions; preprocessing refuses "
+                f"samples above max_length={limit:,}",
+                flush=True,
+            )
+        refuse_what_cannot_fit(config, dry, found, measure, longest=longest)
+    except ValueError as error:
+        raise SystemExit(f"dry run: {error}") from None
+
+
+def _lengths(dataset_dir: str) -> list[int]:
+    """Positions of the prepared samples; none where there is no data yet."""
+    if find_card(dataset_dir) is None:
+        return []
+    return [length for length in read_column(storage.absolute(dataset_dir), "samples", "length") if length]
 
 
 if __name__ == "__main__":

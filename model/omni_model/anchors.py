@@ -9,13 +9,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from omni_model.batch import join_media
 from omni_model.folder import Preparation, load_backbone
+from omni_model.lengths import media_of_shape, sequence_length
+from omni_model.methods.latent_omni import LatentOmni
 from omni_model.pooling import norm_weighted_pool
 from omni_model.processing import SAMPLE_RATE_HZ, TEMPORAL_PATCH, resize_frames
 from omni_model.qwen_omni import QwenOmniBackbone
 from omni_model.sequence import Media, prepare_media
+from omni_model.vocabulary import Vocabulary
+from omni_platform.schema import Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +34,10 @@ class AnchorEncoder:
     preparation: Preparation
     num_visual: int
     num_audio: int
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: Vocabulary
     fingerprint: str
-    """Hash of the tower weights and of everything that shapes an anchor."""
+    """Hash of the tower weights and of everything that shapes an anchor or lengthens a sequence."""
     device: str = "cpu"
 
     @property
@@ -42,6 +49,20 @@ class AnchorEncoder:
         """Frames at the size the model takes: uint8 (F, H, W, 3)."""
         p = self.preparation
         return resize_frames(frames, min_pixels=p.video_min_pixels, max_pixels=p.video_max_pixels)
+
+    def length(self, sample: Sample, *, frames: np.ndarray, sample_fps: float, waveform: np.ndarray | None) -> int:
+        """Positions of the sample's whole sequence, with this many slots at every look; `frames` are prepared ones."""
+        number, height_px, width_px = frames.shape[:3]
+        num_samples = None if waveform is None else len(waveform)
+        media = media_of_shape((number, height_px, width_px), sample_fps=sample_fps, num_samples=num_samples)
+        return sequence_length(
+            sample,
+            media,
+            tokenizer=self.tokenizer,
+            vocabulary=self.vocabulary,
+            method=LatentOmni(num_visual=self.num_visual, num_audio=self.num_audio),
+            system_prompt=self.preparation.system_prompt,
+        )
 
     @torch.inference_mode()
     def anchors(
@@ -79,9 +100,12 @@ def build_clip_encoder(
 ) -> AnchorEncoder:
     """Load the towers of a model as an anchor encoder."""
     preparation = preparation or Preparation()
-    backbone = load_backbone(model_name_or_path).backbone.eval().to(device)
+    loaded = load_backbone(model_name_or_path)
+    backbone = loaded.backbone.eval().to(device)
     return AnchorEncoder(
         backbone=backbone,
+        tokenizer=loaded.tokenizer,
+        vocabulary=loaded.vocabulary,
         preparation=preparation,
         num_visual=num_visual,
         num_audio=num_audio,

@@ -9,9 +9,9 @@ from typing import Protocol
 
 import torch
 from torch import nn
-from transformers import Cache
 
 from omni_model.batch import MediaBatch
+from omni_model.keyvalues import Cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Backbone(Protocol):
         mask_BQK: torch.Tensor,
         cache: Cache | None = None,
     ) -> torch.Tensor:
-        """Input vectors to last hidden states (B, Q, D) after the final norm; extends the cache in place."""
+        """Input vectors to last hidden states (B, Q, D) after the final norm; puts keys and values into the cache."""
         ...
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,9 @@ import torch
 
 from omni_model.sequence import IGNORE, Kind, Media, Plan
 
+_SILENT_MEL_FRAMES = 20
+"""A fifth of a second: more than the audio tower's convolutions and pooling swallow."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MediaBatch:
@@ -47,6 +50,8 @@ class Batch:
     media: MediaBatch
     anchors_BPKD: torch.Tensor | None = None
     """Targets of the latents, None in evaluation."""
+    has_stand_in_sound: bool = False
+    """The only sound is silence that no position takes, so that the audio tower runs all the same."""
 
     @property
     def num_slots(self) -> int:
@@ -65,16 +70,25 @@ def _move(value, device):
     return value
 
 
-def collate(plans: Sequence[Plan], *, anchors: Sequence[torch.Tensor] | None = None, min_phases: int = 0) -> Batch:
+def collate(
+    plans: Sequence[Plan],
+    *,
+    anchors: Sequence[torch.Tensor] | None = None,
+    min_phases: int = 0,
+    always_sound: bool = False,
+) -> Batch:
     """Pad plans to one length. `anchors` holds per row float32 (phases, K, D).
 
-    `min_phases` pads the phase axis too, so that ranks that gather weights together run equally many forwards.
+    Ranks that gather weights together must run equally many forwards: `min_phases` pads the phase axis. Ranks that
+    exchange gradients must have those of the same weights: `always_sound` gives a batch of mute clips a moment of
+    silence to run the audio tower on.
     Raises `ValueError` where phases differ in their slot counts, or anchors do not match the phases.
     """
     length = max(len(p) for p in plans)
     phases = max(min_phases, *(len(p.spans) for p in plans))
     num_visual, num_audio = _slot_counts(plans)
-    media = [p.media for p in plans]
+    media = join_media([p.media for p in plans])
+    stand_in = always_sound and len(media.mel_lengths) == 0
     return Batch(
         input_ids_BL=_pad([p.input_ids for p in plans], length, 0),
         kinds_BL=_pad([p.kinds for p in plans], length, int(Kind.PAD)),
@@ -87,8 +101,9 @@ def collate(plans: Sequence[Plan], *, anchors: Sequence[torch.Tensor] | None = N
         looks_s_BP2=torch.stack([_looks(p, phases) for p in plans]),
         num_visual=num_visual,
         num_audio=num_audio,
-        media=join_media(media),
+        media=_with_silence(media) if stand_in else media,
         anchors_BPKD=None if anchors is None else _pad_anchors(plans, anchors, phases),
+        has_stand_in_sound=stand_in,
     )
 
 
@@ -101,6 +116,11 @@ def join_media(media: Sequence[Media]) -> MediaBatch:
         mel=torch.cat(mels, dim=1) if mels else torch.zeros(128, 0),
         mel_lengths=torch.tensor([m.shape[1] for m in mels]).long(),
     )
+
+
+def _with_silence(media: MediaBatch) -> MediaBatch:
+    mel = torch.zeros(len(media.mel), _SILENT_MEL_FRAMES)
+    return replace(media, mel=mel, mel_lengths=torch.tensor([_SILENT_MEL_FRAMES]))
 
 
 def _slot_counts(plans: Sequence[Plan]) -> tuple[int, int]:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -28,6 +28,10 @@ def embed_batch(backbone: Backbone, batch: Batch) -> Embedded:
     """
     encoded = backbone.encode(batch.media)
     inputs = backbone.embed(batch.input_ids_BL)
+    if batch.has_stand_in_sound:
+        # Nothing of it is used, yet it stays in the graph: the backward pass must visit the audio tower too.
+        inputs = inputs + encoded.audio_ND.sum() * 0.0
+        encoded = replace(encoded, audio_ND=encoded.audio_ND[:0])
     for kind, features in ((Kind.VISUAL, encoded.visual_ND), (Kind.AUDIO, encoded.audio_ND)):
         place_BL = batch.kinds_BL == kind
         if int(place_BL.sum()) != len(features):

@@ -27,13 +27,15 @@ class Feedback(nn.Module):
             nn.init.eye_(self.linear.weight)
             nn.init.zeros_(self.linear.bias)
 
-    def forward(self, hidden_BD: torch.Tensor, scale_B: torch.Tensor) -> torch.Tensor:
-        """`scale_B` is the root mean square to match, per row."""
-        fed = hidden_BD if self.linear is None else self.linear(hidden_BD)
+    def forward(self, hidden: torch.Tensor, scale_B: torch.Tensor) -> torch.Tensor:
+        """Hidden states (B, ..., D) to input vectors; `scale_B` is the root mean square to match, per row."""
+        fed = hidden if self.linear is None else self.linear(hidden)
         if not self.norm_match:
             return fed
-        rms = fed.float().square().mean(-1, keepdim=True).sqrt().clamp(min=1e-6)
-        return (fed / rms * scale_B[:, None]).to(fed.dtype)
+        # Bounded before the root: at zero the root's slope is infinite, which even an unused row would pass on.
+        rms = fed.float().square().mean(-1, keepdim=True).clamp(min=1e-12).sqrt()
+        scale = scale_B.view(-1, *[1] * (hidden.ndim - 1))
+        return (fed / rms * scale).to(fed.dtype)
 
 
 def media_scale(inputs_BLD: torch.Tensor, media_BL: torch.Tensor) -> torch.Tensor:

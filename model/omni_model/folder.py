@@ -8,7 +8,8 @@ method.safetensors                             the method's own weights (feedbac
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -57,30 +58,60 @@ class Loaded:
     vocabulary: Vocabulary
 
 
-def load_backbone(model_name_or_path: str, *, dtype: torch.dtype = torch.float32) -> Loaded:
+Whole = Callable[[Sequence[torch.Tensor]], AbstractContextManager[None]]
+"""A context in which the given weights are whole, and after which what worker 0 wrote into them is kept."""
+
+
+def already_whole(parameters: Sequence[torch.Tensor]) -> AbstractContextManager[None]:
+    """For weights that nobody has divided among workers."""
+    return nullcontext()
+
+
+def load_backbone(
+    model_name_or_path: str, *, dtype: torch.dtype = torch.float32, whole: Whole = already_whole
+) -> Loaded:
     """Load a Thinker by folder or hub name: Thinker-only, or the full Omni class (its talker is left out).
 
-    `tiny` is the toy base that ships with the package. Raises `ValueError` naming the folder where nothing can be
-    loaded from it.
+    `tiny` is the toy base that ships with the package; `whole` is for loading under ZeRO-3. Raises `ValueError` naming
+    the folder where nothing can be loaded from it.
     """
     name = str(TINY_BASE) if model_name_or_path == "tiny" else model_name_or_path
-    if name.startswith((".", "/")) and not (Path(name) / "config.json").is_file():
+    if (Path(name).exists() or name.startswith((".", "/"))) and not (Path(name) / "config.json").is_file():
         raise ValueError(f"no config.json in {name}: give model_name_or_path a Hugging Face folder, a hub name or tiny")
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except OSError as error:
+        raise ValueError(
+            f"model_name_or_path={name} is no folder here, and the hub has no such model or cannot be reached: give it "
+            "a Hugging Face folder, a hub name or tiny"
+        ) from error
     thinker, info = cast(
         tuple[Qwen2_5OmniThinkerForConditionalGeneration, dict[str, Any]],
         Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(name, dtype=dtype, output_loading_info=True),
     )
     if info["missing_keys"]:
         raise ValueError(f"{name} lacks weights of the Thinker: {sorted(info['missing_keys'])[:5]} …")
+    _forget_unused_renamings(thinker)
     known = set(tokenizer.get_vocab())
     vocabulary = read_vocabulary(tokenizer)
     if new := [t for t in LATENT_TOKENS if t not in known]:
-        init_new_rows(thinker, tokenizer.convert_tokens_to_ids(new))
+        init_new_rows(thinker, tokenizer.convert_tokens_to_ids(new), whole=whole)
     return Loaded(backbone=QwenOmniBackbone(thinker), tokenizer=tokenizer, vocabulary=vocabulary)
 
 
-def init_new_rows(thinker: Qwen2_5OmniThinkerForConditionalGeneration, ids: list[int]) -> None:
+def _forget_unused_renamings(thinker: Qwen2_5OmniThinkerForConditionalGeneration) -> None:
+    """Keep the names of the checkpoint that was read, for saving.
+
+    transformers notes which of its renamings a checkpoint needed, and undoes them on saving. Under ZeRO-3 it notes all
+    that it knows, needed or not, and would save names that no class reads.
+    """
+    noted = getattr(thinker, "_weight_conversions", None) or []
+    cast(Any, thinker)._weight_conversions = [renaming for renaming in noted if renaming.was_used()]
+
+
+def init_new_rows(
+    thinker: Qwen2_5OmniThinkerForConditionalGeneration, ids: list[int], *, whole: Whole = already_whole
+) -> None:
     """Give new tokens the mean of the rows in use, on the input and the output side.
 
     The real embedding has unused rows at its end, so usually nothing is resized; untrained rows would start as noise.
@@ -89,8 +120,8 @@ def init_new_rows(thinker: Qwen2_5OmniThinkerForConditionalGeneration, ids: list
     if max(ids) >= embedding.num_embeddings:
         thinker.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
         embedding = cast(nn.Embedding, thinker.get_input_embeddings())
-    with torch.no_grad():
-        for table in (embedding.weight, thinker.lm_head.weight):
+    for table in (embedding.weight, thinker.lm_head.weight):
+        with whole([table]), torch.no_grad():
             table[ids] = table[: min(ids)].float().mean(0).to(table.dtype)
 
 

@@ -1,13 +1,14 @@
 """The one decode loop, for every method, batched: words, then a latent phase when the model asks for one, then words.
 
-Greedy. A row may be in slot 3 of a phase while its neighbour writes words and a third has finished.
+Greedy. A row may be in slot 3 of a phase while its neighbour writes words and a third has finished. A method that
+learns with parallel sweeps decodes with them: a phase is then one turn of the loop, in which the other rows wait.
 """
 
-# B = rows, D = model width, V = vocabulary, L = prompt length.
+# B = rows, K = slots, D = model width, V = vocabulary, L = prompt length.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,56 +17,16 @@ import torch
 from omni_model.backbone import Backbone
 from omni_model.batch import collate
 from omni_model.embedding import embed_batch
+from omni_model.events import Event, LatentOverride, Rollout
 from omni_model.feedback import media_scale
 from omni_model.heads import Heads
 from omni_model.masks import Seen, look_at
 from omni_model.methods.base import Method
+from omni_model.phase import Phase
 from omni_model.positions import place_latents
 from omni_model.sequence import Kind, Plan
 from omni_model.stream import Stream
 from omni_model.vocabulary import Vocabulary
-
-EventType = Literal["token", "latent", "forced"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """One generated position. Forced tokens have no log-probability: nobody chose them."""
-
-    type: EventType
-    position_ids: tuple[int, int, int]
-    token: int | None = None
-    vector: torch.Tensor | None = None
-    """float (D,): what the slot was fed; recorded, so that scoring never has to make it again."""
-    logp: float | None = None
-    phase: int = -1
-    """Of latents, their trigger and their stop: which phase, from 0."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rollout:
-    """What one row generated."""
-
-    events: tuple[Event, ...]
-    finish_reason: Literal["stop", "length"]
-
-    @property
-    def tokens(self) -> list[int]:
-        """Words and triggers the model chose, without the end of turn."""
-        return [e.token for e in self.events if e.type == "token" and e.token is not None]
-
-    @property
-    def latent_steps(self) -> int:
-        """Latent slots fed, over all phases."""
-        return sum(e.type == "latent" for e in self.events)
-
-    def latents(self, phase: int) -> torch.Tensor:
-        """float (K, D): the vectors of one phase."""
-        return torch.stack([e.vector for e in self.events if e.type == "latent" and e.phase == phase])  # type: ignore[misc]
-
-
-LatentOverride = Callable[[int, int, torch.Tensor], torch.Tensor]
-"""(phase, slot, own vectors (B, D)) to the vectors that are fed instead, for probes; rows elsewhere are ignored."""
 
 
 @dataclass
@@ -87,6 +48,11 @@ class _Row:
     finish: Literal["stop", "length"] = "length"
     events: list[Event] = field(default_factory=list)
 
+    @property
+    def opens(self) -> bool:
+        """Whether the trigger is the last thing that was fed."""
+        return self.slot == 0 and not self.done
+
 
 @torch.inference_mode()
 def generate(
@@ -104,8 +70,9 @@ def generate(
     """Continue prompts greedily.
 
     `max_new_tokens` counts chosen tokens (triggers included, slots and stops not). After `max_phases` phases the
-    trigger is banned. Batching changes nothing: a row's result is that of the row alone. Raises `ValueError` for
-    prompts that hold latent phases or packed questions.
+    trigger is banned. Batching changes nothing: a row's result is that of the row alone. With an `override` slots are
+    made one by one, because each is to follow from what was fed in place of the one before it. Raises `ValueError`
+    for prompts that hold latent phases or packed questions.
     """
     if any(prompt.spans or bool(prompt.blocks.any()) for prompt in prompts):
         raise ValueError("a prompt holds one question and no latent phase; lay it out with PlanBuilder.chat_prompt")
@@ -119,12 +86,59 @@ def generate(
     state_BD = hidden[torch.arange(len(prompts), device=hidden.device), last_B]
     rows = [_Row(order=len(p), next_id=p.next_position) for p in prompts]
     decoder = _Decoder(backbone, heads, method, vocabulary, max_new_tokens, max_phases, override)
+    in_parallel = method.unroll.engine == "jacobi" and override is None
     while True:
+        if in_parallel and any(row.opens for row in rows):
+            _feed_phases(stream, heads, method, rows, state_BD, scale_B)
         fed = decoder.choose(rows, state_BD, scale_B)
         if all(row.done for row in rows):
             break
         state_BD = stream.feed(fed.inputs_BD[:, None], fed.position_ids_3B[:, :, None], fed.seen)[:, 0]
     return [Rollout(events=tuple(row.events), finish_reason=row.finish) for row in rows]
+
+
+def _feed_phases(
+    stream: Stream, heads: Heads, method: Method, rows: list[_Row], state_BD: torch.Tensor, scale_B: torch.Tensor
+) -> None:
+    """Find and feed all slots of the rows whose trigger was fed last; the others wait."""
+    device, count = state_BD.device, method.num_visual + method.num_audio
+    opens_B = torch.tensor([row.opens for row in rows], device=device)
+    order_B1 = torch.tensor([row.order for row in rows], device=device)[:, None]
+    index_BK = torch.where(opens_B[:, None], order_B1 + torch.arange(count, device=device), -1)
+    kinds_K = torch.tensor([Kind.LATENT_VISUAL] * method.num_visual + [Kind.LATENT_AUDIO] * method.num_audio)
+    new = Seen(
+        index=index_BK,
+        kinds=torch.where(index_BK < 0, int(Kind.PAD), kinds_K.to(device)),
+        after_trigger=opens_B[:, None].expand(-1, count),
+        blocks=torch.zeros_like(index_BK),
+    )
+    nowhere = torch.zeros(3, count, dtype=torch.long)
+    places = [row.slot_ids if row.opens and row.slot_ids is not None else nowhere for row in rows]
+    position_ids_3BK = torch.stack(places, 1).to(device)
+    phase = Phase(
+        slots=stream.piece(position_ids_3BK, new),
+        state_BD=state_BD,
+        present_B=opens_B,
+        feedback=heads.feedback,
+        scale_B=scale_B,
+    )
+    unrolling = method.unroll
+    latents_BKD = phase.by_sweeps(
+        passes=unrolling.jacobi_sweeps, tolerance=unrolling.jacobi_tolerance, carry=unrolling.jacobi_carry
+    )
+    latents_BKD = phase.follow(latents_BKD)
+    stream.feed(latents_BKD, position_ids_3BK, new)
+    for row, latents_KD in zip(rows, latents_BKD, strict=True):
+        if row.opens:
+            _record_phase(row, latents_KD)
+
+
+def _record_phase(row: _Row, latents_KD: torch.Tensor) -> None:
+    assert row.slot_ids is not None
+    for slot, vector in enumerate(latents_KD):
+        position = _triple(row.slot_ids[:, slot])
+        row.events.append(Event(type="latent", position_ids=position, vector=vector.clone(), phase=row.phase))
+    row.slot, row.order = len(latents_KD), row.order + len(latents_KD)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from omni_model.feedback import Feedback, FeedbackKind
-from omni_model.pooling import norm_weighted_pool
 
 _MAX_SCALE = 100.0
 
@@ -29,20 +27,15 @@ class SyncHeads(nn.Module):
         return self.log_scale.exp().clamp(max=_MAX_SCALE)[0]
 
     def forward(
-        self, visual: Sequence[torch.Tensor], audio: Sequence[torch.Tensor], moments: Sequence[int]
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
-        """Both modalities of every segment, projected and pooled to its moments, and the inverse temperature.
+        self, visual_ND: torch.Tensor, audio_ND: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Features of all segments, projected, and the inverse temperature.
 
-        `visual` and `audio` hold (N, D) a segment; so do the results, with N = the segment's moments. Every weight is
-        used once, however many segments there are: workers that share weights must gather them equally often.
+        One call takes the segments of a whole batch, and the same number of tensors goes in and comes out however many
+        there are: workers that share weights must gather them equally often, forwards and backwards.
         """
-        return self._project(self.visual, visual, moments), self._project(self.audio, audio, moments), self.scale
-
-    def _project(
-        self, head: nn.Sequential, features: Sequence[torch.Tensor], moments: Sequence[int]
-    ) -> list[torch.Tensor]:
-        projected = head(torch.cat(list(features)).to(self.log_scale.dtype)).split([len(f) for f in features])
-        return [norm_weighted_pool(p_ND, count) for p_ND, count in zip(projected, moments, strict=True)]
+        dtype = self.log_scale.dtype
+        return self.visual(visual_ND.to(dtype)), self.audio(audio_ND.to(dtype)), self.scale
 
 
 class Heads(nn.Module):

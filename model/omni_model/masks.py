@@ -61,27 +61,29 @@ def allowed(query: Seen, key: Seen, *, bottleneck: Bottleneck, training: bool) -
 
     A padding query sees nothing; callers let it see itself, because softmax over nothing is undefined.
     """
-    q_index, k_index = query.index[:, :, None], key.index[:, None, :]
-    real = (q_index >= 0) & (k_index >= 0)
-    k_block = key.blocks[:, None, :]
-    same_block = (k_block == 0) | (k_block == query.blocks[:, :, None])
-    rule = real & (k_index <= q_index) & same_block
+    # Tensors of B x Q x K are large: each further one is folded in place. A padding key comes after every query.
+    last = torch.iinfo(key.index.dtype).max
+    k_index = torch.where(key.index < 0, last, key.index)
+    rule = k_index[:, None, :] <= query.index[:, :, None]
+    same_block = key.blocks[:, None, :] == query.blocks[:, :, None]
+    rule &= same_block.logical_or_((key.blocks == 0)[:, None, :])
     if bottleneck == "answer" or bottleneck == "strict" or (bottleneck == "published" and training):
-        rule &= ~_blocked(query, key, strict=bottleneck == "strict")
+        _block(rule, query, key, strict=bottleneck == "strict")
     return rule
 
 
-def _blocked(query: Seen, key: Seen, *, strict: bool) -> torch.Tensor:
-    media_key = ((key.kinds == Kind.VISUAL) | (key.kinds == Kind.AUDIO))[:, None, :]
+def _block(rule_BQK: torch.Tensor, query: Seen, key: Seen, *, strict: bool) -> None:
+    media_key = (key.kinds == Kind.VISUAL) | (key.kinds == Kind.AUDIO)
     latent = (query.kinds == Kind.LATENT_VISUAL) | (query.kinds == Kind.LATENT_AUDIO)
     looking = latent | (query.kinds == Kind.TRIGGER)
-    words_after = (query.after_trigger & ~looking)[:, :, None]
+    words_after = query.after_trigger & ~looking
     if not strict:
-        return words_after & media_key
+        rule_BQK &= ~words_after[:, :, None] | ~media_key[:, None, :]
+        return
     media_query = (query.kinds == Kind.VISUAL) | (query.kinds == Kind.AUDIO)
-    words = ~(looking | media_query)[:, :, None]
-    trigger_key = (key.kinds == Kind.TRIGGER)[:, None, :]
-    return (words & media_key) | (words_after & trigger_key)
+    words = ~(looking | media_query)
+    rule_BQK &= ~words[:, :, None] | ~media_key[:, None, :]
+    rule_BQK &= ~words_after[:, :, None] | (key.kinds != Kind.TRIGGER)[:, None, :]
 
 
 def with_self(rule_BLL: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 Options = TypeVar("Options")
@@ -23,6 +24,10 @@ def read_options(kind: type[Options], values: Mapping[str, Any], *, owner: str, 
 
 
 def _checked(value: Any, hint: Any, name: str) -> Any:
+    if get_origin(hint) is UnionType and NoneType in get_args(hint):
+        if value is None:
+            return None
+        (hint,) = (choice for choice in get_args(hint) if choice is not NoneType)
     if get_origin(hint) is Literal and value not in get_args(hint):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(hint)))}, got {value!r}")
     if hint is float and type(value) is int:

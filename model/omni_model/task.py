@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 
 from omni_model.batch import Batch, collate
-from omni_model.folder import Preparation, load_backbone, save_folder
+from omni_model.folder import Preparation, Whole, already_whole, load_backbone, save_folder
 from omni_model.learner import Learner
+from omni_model.lora import LoraOptions, add_adapters, merged_state, save_adapter
 from omni_model.methods import make_method
 from omni_model.options import read_options
+from omni_model.qwen_omni import QwenOmniBackbone
 from omni_model.rows import PreparedRow
 from omni_model.sequence import Plan, PlanBuilder, prepare_media
 
@@ -31,7 +33,17 @@ class TaskConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the method."""
     freeze: tuple[str, ...] = ("vision",)
-    """Parts that do not learn: vision, audio, llm."""
+    """Parts that do not learn: vision, audio, llm, heads (the method's own weights)."""
+    lr_scale: Mapping[str, float] = field(default_factory=dict)
+    """What multiplies learning_rate in a part, by the names of `freeze`: {heads: 10} lets new weights learn faster."""
+    lora_rank: int = 0
+    """Above 0: adapters of this rank learn in the language model, in place of all pretrained weights."""
+    lora_alpha: float = 16.0
+    """Adapters are scaled by lora_alpha / lora_rank."""
+    lora_dropout: float = 0.0
+    """Of what the adapters read."""
+    lora_target: tuple[str, ...] = ("all",)
+    """Layers with adapters: all (every linear layer of the language model), or names such as q_proj, v_proj."""
     max_length: int = 32768
     """Samples with more positions than this are refused, never cut."""
     fps: float = 2.0
@@ -41,22 +53,23 @@ class TaskConfig:
     use_audio_in_video: bool = True
     system_prompt: str = ""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass; only with engines that run without a cache."""
-    pad_phases: bool = False
-    """Give every batch `max_train_phases` phases, so that ranks that gather weights together stay in step (ZeRO-3)."""
+    """Recompute activations in the backward pass instead of keeping them; the losses stay the same."""
 
 
 class ReasoningTask:
     """One model learning one method."""
 
-    def __init__(self, config: TaskConfig) -> None:
+    def __init__(self, config: TaskConfig, *, lockstep: bool = False, whole: Whole = already_whole) -> None:
+        """`lockstep` and `whole` are for weights divided among workers (see `build_task`)."""
         self.config = config
+        self._lockstep = lockstep
         self._method = make_method(config.method, config.options)
-        self._loaded = load_backbone(config.model_name_or_path)
+        self._loaded = load_backbone(config.model_name_or_path, whole=whole)
         self._preparation = Preparation(**{f.name: getattr(config, f.name) for f in fields(Preparation)})
         self._learner = Learner(self._loaded.backbone, self._method)
         self.module: nn.Module = self._learner
-        self._freeze()
+        vocabulary = self._loaded.vocabulary
+        choose_weights(self._learner, config, (vocabulary.latent, vocabulary.trigger, vocabulary.stop), whole=whole)
         if config.gradient_checkpointing:
             self._checkpoint_activations()
 
@@ -71,8 +84,9 @@ class ReasoningTask:
         anchors = None
         if self._method.num_visual + self._method.num_audio > 0:
             anchors = [torch.from_numpy(np.asarray(row.anchors, np.float32)) for row in rows]
-        phases = getattr(self._method, "max_train_phases", 0) if self.config.pad_phases else 0
-        return collate(plans, anchors=anchors, min_phases=phases)
+        phases = getattr(self._method, "max_train_phases", 0) if self._lockstep else 0
+        # At any stage of ZeRO workers exchange the gradients of the same weights, those of the audio tower among them.
+        return collate(plans, anchors=anchors, min_phases=phases, always_sound=True)
 
     def plan(self, row: PreparedRow) -> Plan:
         """One sample as a sequence."""
@@ -91,15 +105,30 @@ class ReasoningTask:
         return plan
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Learning weights in two groups: matrices with decay, vectors and embeddings without."""
-        named = [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
-        decayed = [p for n, p in named if p.ndim >= 2 and "embed" not in n]
-        kept = [p for n, p in named if p.ndim < 2 or "embed" in n]
-        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-        return [group for group in groups if group["params"]]
+        """Learning weights by part of the model: matrices with decay, vectors and embeddings without."""
+        parts = parts_of(self._learner)
+        owner = {id(p): part for part, module in parts.items() for p in module.parameters()}
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                decays = _num_axes(parameter) >= 2 and "embed" not in name
+                scale = self.config.lr_scale.get(owner[id(parameter)], 1.0)
+                groups.setdefault((scale, decays), []).append(parameter)
+        return [
+            {"params": parameters, "weight_decay": weight_decay if decays else 0.0, "lr_scale": scale}
+            for (scale, decays), parameters in groups.items()
+        ]
+
+    def begin_step(self, step: int, total_steps: int) -> None:
+        """Called before every optimizer step, counted from 0: for what changes in the course of training."""
+        self._learner.begin_step(step, total_steps)
 
     def export(self, folder: Path) -> None:
-        """Write the model as a folder that stock `from_pretrained` and `load_reasoner` load."""
+        """Write the model as a folder that stock `from_pretrained` and `load_reasoner` load.
+
+        Adapters are added to a copy of the weights, and lie beside it in `adapter/` as well.
+        """
+        thinker, adapted = self._loaded.backbone.thinker, self.config.lora_rank > 0
         save_folder(
             folder,
             backbone=self._loaded.backbone,
@@ -107,26 +136,62 @@ class ReasoningTask:
             method=self._method,
             heads=self._learner.heads,
             preparation=self._preparation,
+            state=merged_state(thinker) if adapted else None,
         )
-
-    def _freeze(self) -> None:
-        groups = self._loaded.backbone.modules_by_group()
-        unknown = set(self.config.freeze) - set(groups)
-        if unknown:
-            raise ValueError(f"cannot freeze {sorted(unknown)}; the parts are {', '.join(groups)}")
-        for name in self.config.freeze:
-            groups[name].requires_grad_(False)
+        if adapted:
+            # In a folder of its own: beside config.json, `from_pretrained` would add it a second time.
+            save_adapter(thinker, folder / "adapter", base=self.config.model_name_or_path)
 
     def _checkpoint_activations(self) -> None:
-        has_slots = self._method.num_visual + self._method.num_audio > 0
-        if has_slots and self._method.unroll.engine != "teacher_parallel":
-            raise ValueError(
-                "gradient_checkpointing drops the cache that a recurrent rollout needs; switch it off, or set "
-                "options.engine to teacher_parallel"
-            )
-        self._loaded.backbone.thinker.gradient_checkpointing_enable({"use_reentrant": False})
+        self._loaded.backbone.checkpoint_activations()
 
 
-def build_task(options: Mapping[str, Any]) -> ReasoningTask:
-    """The task of a training config's `task` section. Raises `ValueError` for keys or values it does not take."""
-    return ReasoningTask(read_options(TaskConfig, options, owner="task", noun="field"))
+def parts_of(learner: Learner) -> dict[str, nn.Module]:
+    """The parts that settings name: vision, audio, llm, heads."""
+    return {**cast(QwenOmniBackbone, learner.backbone).modules_by_group(), "heads": learner.heads}
+
+
+def choose_weights(
+    learner: Learner, config: TaskConfig, latent_ids: Sequence[int], *, whole: Whole = already_whole
+) -> None:
+    """Put adapters in and freeze what the config says; what learns afterwards has `requires_grad`.
+
+    Adapters come with the rows of `latent_ids`, which nobody has trained yet, where the method uses them. Raises
+    `ValueError` for a part that does not exist, and where nothing is left to learn.
+    """
+    method, backbone = learner.method, cast(QwenOmniBackbone, learner.backbone)
+    groups = parts_of(learner)
+    for key, names in (("freeze", config.freeze), ("lr_scale", config.lr_scale)):
+        if unknown := sorted(set(names) - set(groups)):
+            raise ValueError(f"{key} names {unknown}; the parts are {', '.join(groups)}")
+    if config.lora_rank:
+        if "llm" in config.freeze:
+            raise ValueError("freeze names llm, where the adapters of lora_rank learn: take one of the two away")
+        options = LoraOptions(
+            rank=config.lora_rank,
+            alpha=config.lora_alpha,
+            dropout=config.lora_dropout,
+            target=config.lora_target,
+        )
+        has_slots = method.num_visual + method.num_audio > 0
+        add_adapters(backbone.thinker, options, new_ids=latent_ids if has_slots else (), whole=whole)
+    for name in config.freeze:
+        groups[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in learner.parameters()):
+        raise ValueError(
+            f"everything is frozen by freeze={list(config.freeze)}, and nothing is left to learn: take a part out of it"
+        )
+
+
+def _num_axes(parameter: nn.Parameter) -> int:
+    # What a worker keeps of a divided weight is flat; DeepSpeed notes the true shape beside it.
+    return len(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def build_task(options: Mapping[str, Any], *, lockstep: bool = False, whole: Whole = already_whole) -> ReasoningTask:
+    """The task of a training config's `task` section. Raises `ValueError` for keys or values it does not take.
+
+    Under ZeRO-3 workers gather weights together: `lockstep` makes every batch run equally many forwards of every part,
+    and `whole` gives a context in which divided weights are whole.
+    """
+    return ReasoningTask(read_options(TaskConfig, options, owner="task", noun="field"), lockstep=lockstep, whole=whole)

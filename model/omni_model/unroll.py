@@ -1,11 +1,10 @@
-"""How latent slots are computed in training: one seam, several engines, one definition of slots.
+"""How latent slots are computed in training: one seam, several engines, one definition of slots (`slots.py`).
 
-With the trigger of a phase at position p, latent k (1-based) is z_k = P(h at p + k - 1), and it is the input at p + k.
-The hidden state at the last slot is not used: the stop is forced. Everything that compares latents with anchors reads
-`Unrolled.latents_BPKD`, so slot and target cannot slip against each other.
+Everything that compares latents with anchors reads `Unrolled.latents_BPKD`, so slot and target cannot slip against each
+other.
 """
 
-# B = rows, L = positions, P = phases, K = slots, D = model width, N = positions fed at once.
+# B = rows, L = positions, P = phases, K = slots, D = model width.
 
 from __future__ import annotations
 
@@ -18,29 +17,68 @@ from omni_model.backbone import Backbone, Encoded
 from omni_model.batch import Batch
 from omni_model.embedding import embed_batch
 from omni_model.feedback import Feedback, media_scale
+from omni_model.keyvalues import KeyValues
 from omni_model.masks import Bottleneck, Seen, allowed, look_at, with_self
+from omni_model.rollout import Gradient, Roller, Sweeps
 from omni_model.sequence import Kind
+from omni_model.slots import fill_slots, need_anchors, read_latents
 from omni_model.stream import Stream
 
-Engine = Literal["teacher_parallel", "recurrent"]
-Gradient = Literal["full", "detached"]
+Engine = Literal["teacher_parallel", "recurrent", "two_pass", "jacobi"]
+JacobiStart = Literal["trigger", "anchors"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnrollConfig:
-    """Which engine computes the slots."""
+    """Which engine computes the slots, and what the gradient runs through."""
 
     engine: Engine = "recurrent"
-    """`teacher_parallel` puts the anchors into the slots and runs once; `recurrent` feeds the model its own latents."""
+    """What the slots are fed, and in which pass the losses read the sequence.
+
+    * `teacher_parallel`: the anchors, in one pass over the whole sequence.
+    * `recurrent`: own latents, one after the other over a cache; the losses read the same rollout.
+    * `two_pass`: the same latents; the losses then read one pass over the whole sequence with them in place.
+    * `jacobi`: own latents, all slots of a phase in parallel and in several sweeps; otherwise as `recurrent`.
+    """
     gradient: Gradient = "full"
-    """Of `recurrent`: back through every slot and the cache (`full`), or own latents as constants (`detached`)."""
+    """How a slot passes gradient back to what came before it, in every engine that feeds own latents.
+
+    * `full`: through the vector it is fed and through its keys and values.
+    * `kv_only`: the fed vectors are constants; later positions still teach its keys and values.
+    * `detached`: both are constants. The slot's own latent still learns from the losses on latents, and words learn
+      through the prompt and each other.
+    """
     teacher_share: float = 0.0
-    """Of `recurrent`: share of slots that are fed the anchor instead of the own latent, drawn slot by slot."""
+    """Share of slots that are fed the anchor instead of the own latent, drawn slot by slot; in training alone."""
+    teacher_share_end: float | None = None
+    """Where `teacher_share` arrives with the last step, in a straight line; None keeps it."""
+    jacobi_sweeps: int = 8
+    """Passes over the slots of a phase at most, the last of which stays in the cache; as many as slots are exact."""
+    jacobi_tolerance: float = 1e-3
+    """Movement of a row's slots in one sweep, relative to their norm, at which it stops early; 0 for never."""
+    jacobi_start: JacobiStart = "trigger"
+    """The first guess in training: the trigger's own latent in every slot, as in decoding, or the anchors."""
+    jacobi_carry: bool = True
+    """Hand on what a slot moved to those after it within a sweep (`sweeps.py`); off, sweeps are plain."""
     bottleneck: Bottleneck = "none"
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.teacher_share <= 1.0:
-            raise ValueError(f"teacher_share is a share between 0 and 1, got {self.teacher_share}")
+        for name in ("teacher_share", "teacher_share_end"):
+            share = getattr(self, name)
+            if share is not None and not 0.0 <= share <= 1.0:
+                raise ValueError(f"{name} is a share between 0 and 1, got {share}")
+        if self.jacobi_sweeps < 2:
+            raise ValueError(
+                f"jacobi_sweeps is {self.jacobi_sweeps}, but one pass only feeds the guess; take 2 or more, or "
+                "engine: recurrent"
+            )
+        if self.jacobi_tolerance < 0.0:
+            raise ValueError(f"jacobi_tolerance is a relative movement, 0 or more, got {self.jacobi_tolerance}")
+
+    def teacher_share_at(self, progress: float) -> float:
+        """The share at a point of training between 0, its first step, and 1, its last."""
+        end = self.teacher_share if self.teacher_share_end is None else self.teacher_share_end
+        return self.teacher_share + (end - self.teacher_share) * progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,86 +93,84 @@ class Unrolled:
     encoded: Encoded
 
 
-def unroll(backbone: Backbone, feedback: Feedback, batch: Batch, config: UnrollConfig, *, training: bool) -> Unrolled:
-    """Run a batch, filling its latent slots as configured. Raises `ValueError` where anchors are needed and absent."""
+def unroll(
+    backbone: Backbone,
+    feedback: Feedback,
+    batch: Batch,
+    config: UnrollConfig,
+    *,
+    training: bool,
+    progress: float = 0.0,
+) -> Unrolled:
+    """Run a batch, filling its latent slots as configured.
+
+    `progress` is how much of training is done, from 0 to 1. Raises `ValueError` where anchors are needed and absent.
+    """
     embedded = embed_batch(backbone, batch)
     inputs = embedded.inputs_BLD
     seen = look_at(batch.kinds_BL, batch.blocks_BL)
-    media = (batch.kinds_BL == Kind.VISUAL) | (batch.kinds_BL == Kind.AUDIO)
-    scale_B = media_scale(inputs, media)
-    stream = Stream(backbone, bottleneck=config.bottleneck, training=training)
-    taught_BPK = _taught(batch, config.teacher_share if training else 0.0)
+    scale_B = media_scale(inputs, (batch.kinds_BL == Kind.VISUAL) | (batch.kinds_BL == Kind.AUDIO))
     if batch.num_slots == 0:
-        hidden = _run_parallel(backbone, inputs, batch, seen, config, training=training)
+        hidden = _run_whole(backbone, inputs, seen, batch, config, training=training)
     elif config.engine == "teacher_parallel":
-        filled = _fill(inputs, batch, _need_anchors(batch))
-        hidden = _run_parallel(backbone, filled, batch, seen, config, training=training)
-    elif config.gradient == "detached":
-        # Own latents as constants: roll out without a graph, then learn in one parallel pass over the result.
-        with torch.no_grad():
-            rolled = _run_recurrent(stream, feedback, inputs, batch, seen, scale_B, taught_BPK)
-            fed = _mix(_latents(feedback, rolled, batch, scale_B), batch, taught_BPK)
-        hidden = _run_parallel(backbone, _fill(inputs, batch, fed), batch, seen, config, training=training)
+        filled = fill_slots(inputs, batch, need_anchors(batch))
+        hidden = _run_whole(backbone, filled, seen, batch, config, training=training)
     else:
-        hidden = _run_recurrent(stream, feedback, inputs, batch, seen, scale_B, taught_BPK)
+        roller = Roller(
+            stream=Stream(backbone, bottleneck=config.bottleneck, training=training),
+            feedback=feedback,
+            batch=batch,
+            inputs_BLD=inputs,
+            seen=seen,
+            scale_B=scale_B,
+            taught_BPK=_taught(batch, config.teacher_share_at(progress) if training else 0.0),
+            gradient=config.gradient,
+            sweeps=_sweeps(config, training=training),
+            together=training,
+        )
+        if config.engine == "two_pass":
+            hidden = _run_twice(backbone, roller, config, training=training)
+        else:
+            hidden = roller.roll().hidden_BLD
     return Unrolled(
         hidden_BLD=hidden,
-        latents_BPKD=_latents(feedback, hidden, batch, scale_B),
+        latents_BPKD=read_latents(feedback, hidden, batch, scale_B),
         present_BP=batch.triggers_BP >= 0,
         encoded=embedded.encoded,
     )
 
 
-def _run_parallel(
-    backbone: Backbone,
-    inputs: torch.Tensor,
-    batch: Batch,
-    seen: Seen,
-    config: UnrollConfig,
-    *,
-    training: bool,
+def _run_twice(backbone: Backbone, roller: Roller, config: UnrollConfig, *, training: bool) -> torch.Tensor:
+    """A rollout for the latents alone, with a graph only where they pass gradient on, then the pass to learn from."""
+    with torch.set_grad_enabled(torch.is_grad_enabled() and config.gradient == "full"):
+        fed = roller.roll(to_the_end=False).fed_BPKD
+    filled = fill_slots(roller.inputs_BLD, roller.batch, fed)
+    return _run_whole(backbone, filled, roller.seen, roller.batch, config, training=training)
+
+
+def _run_whole(
+    backbone: Backbone, inputs: torch.Tensor, seen: Seen, batch: Batch, config: UnrollConfig, *, training: bool
 ) -> torch.Tensor:
     mask = with_self(allowed(seen, seen, bottleneck=config.bottleneck, training=training))
-    return backbone.run(inputs, position_ids_3BQ=batch.position_ids_3BL, mask_BQK=mask)
+    cut = config.engine == "two_pass" and config.gradient == "detached"
+    cache = KeyValues(hold=_at_slots_constant(batch)) if cut else None
+    return backbone.run(inputs, position_ids_3BQ=batch.position_ids_3BL, mask_BQK=mask, cache=cache)
 
 
-def _run_recurrent(
-    stream: Stream,
-    feedback: Feedback,
-    inputs: torch.Tensor,
-    batch: Batch,
-    seen: Seen,
-    scale_B: torch.Tensor,
-    taught_BPK: torch.Tensor | None,
-) -> torch.Tensor:
-    """Text pieces in one go, slots one by one, over a cache. Returns hidden states in sequence order (B, L, D)."""
-    fed_index: list[torch.Tensor] = []
-    fed_hidden: list[torch.Tensor] = []
+def _at_slots_constant(batch: Batch):
+    slots_BL = (batch.kinds_BL == Kind.LATENT_VISUAL) | (batch.kinds_BL == Kind.LATENT_AUDIO)
+    return lambda x_BHLE: torch.where(slots_BL[:, None, :, None], x_BHLE.detach(), x_BHLE)
 
-    def feed(index_BN: torch.Tensor, vectors_BND: torch.Tensor) -> torch.Tensor:
-        positions = torch.stack([axis.gather(1, index_BN.clamp(min=0)) for axis in batch.position_ids_3BL])
-        hidden = stream.feed(vectors_BND, positions, seen.take(index_BN))
-        fed_index.append(index_BN)
-        fed_hidden.append(hidden)
-        return hidden
 
-    lengths_B = (batch.kinds_BL != Kind.PAD).sum(1)
-    start_B = torch.zeros_like(lengths_B)
-    for phase in range(batch.triggers_BP.shape[1]):
-        trigger_B = batch.triggers_BP[:, phase]
-        present_B = trigger_B >= 0
-        piece = _index_range(start_B, torch.where(present_B, trigger_B + 1, start_B))
-        hidden = feed(piece, _gather(inputs, piece))
-        last_B = (piece >= 0).sum(1).clamp(min=1) - 1
-        state_BD = hidden[torch.arange(len(last_B), device=last_B.device), last_B]
-        for slot in range(batch.num_slots):
-            vector_BD = _mix(feedback(state_BD, scale_B), batch, taught_BPK, (slice(None), phase, slot))
-            index_B1 = torch.where(present_B, trigger_B + 1 + slot, -1)[:, None]
-            state_BD = feed(index_B1, vector_BD[:, None])[:, 0]
-        start_B = torch.where(present_B, trigger_B + 1 + batch.num_slots, start_B)
-    rest = _index_range(start_B, lengths_B)
-    feed(rest, _gather(inputs, rest))
-    return _in_order(torch.cat(fed_index, 1), torch.cat(fed_hidden, 1), inputs.shape[1])
+def _sweeps(config: UnrollConfig, *, training: bool) -> Sweeps | None:
+    if config.engine != "jacobi":
+        return None
+    return Sweeps(
+        limit=config.jacobi_sweeps,
+        tolerance=config.jacobi_tolerance,
+        carry=config.jacobi_carry,
+        from_anchors=config.jacobi_start == "anchors" and training,
+    )
 
 
 def _taught(batch: Batch, share: float) -> torch.Tensor | None:
@@ -142,69 +178,3 @@ def _taught(batch: Batch, share: float) -> torch.Tensor | None:
     if share == 0.0:
         return None
     return torch.rand(*batch.triggers_BP.shape, batch.num_slots, device=batch.triggers_BP.device) < share
-
-
-def _mix(
-    own: torch.Tensor, batch: Batch, taught_BPK: torch.Tensor | None, at: tuple[slice | int, ...] = ()
-) -> torch.Tensor:
-    """Own latents, or the anchors where slots are taught; `at` selects the phase and slot that `own` belongs to."""
-    if taught_BPK is None:
-        return own
-    return torch.where(taught_BPK[at][..., None], _need_anchors(batch)[at].to(own.dtype), own)
-
-
-def _latents(feedback: Feedback, hidden_BLD: torch.Tensor, batch: Batch, scale_B: torch.Tensor) -> torch.Tensor:
-    """z_k = P(h at trigger + k - 1), phase by phase: (B, P, K, D)."""
-    (rows, phases), slots = batch.triggers_BP.shape, batch.num_slots
-    width = hidden_BLD.shape[-1]
-    index = _slot_index(batch, first=0).flatten(1)
-    states = _gather(hidden_BLD, index).flatten(0, 1)
-    fed = feedback(states, scale_B.repeat_interleave(phases * slots))
-    present = (batch.triggers_BP >= 0)[:, :, None, None]
-    return torch.where(present, fed.view(rows, phases, slots, width), torch.zeros((), device=fed.device))
-
-
-def _fill(inputs_BLD: torch.Tensor, batch: Batch, vectors_BPKD: torch.Tensor) -> torch.Tensor:
-    """Put vectors into the latent slots."""
-    index = _slot_index(batch, first=1).flatten(1)
-    return _scatter(inputs_BLD, index, vectors_BPKD.flatten(1, 2).to(inputs_BLD.dtype))
-
-
-def _slot_index(batch: Batch, *, first: int) -> torch.Tensor:
-    """Positions trigger + first … trigger + first + K - 1 of every phase, -1 where absent: (B, P, K)."""
-    steps = torch.arange(batch.num_slots, device=batch.triggers_BP.device) + first
-    triggers = batch.triggers_BP[:, :, None]
-    return torch.where(triggers >= 0, triggers + steps, -1)
-
-
-def _need_anchors(batch: Batch) -> torch.Tensor:
-    if batch.anchors_BPKD is None:
-        raise ValueError(
-            "this engine feeds anchors but the batch has none; preprocess the manifest with its trajectories"
-        )
-    return batch.anchors_BPKD
-
-
-def _index_range(start_B: torch.Tensor, stop_B: torch.Tensor) -> torch.Tensor:
-    """Per row start … stop - 1, padded with -1 to the longest (at least one column)."""
-    count = max(1, int((stop_B - start_B).max()))
-    index = start_B[:, None] + torch.arange(count, device=start_B.device)
-    return torch.where(index < stop_B[:, None], index, -1)
-
-
-def _gather(x_BLD: torch.Tensor, index_BN: torch.Tensor) -> torch.Tensor:
-    safe = index_BN.clamp(min=0)[..., None].expand(-1, -1, x_BLD.shape[-1])
-    return x_BLD.gather(1, safe)
-
-
-def _scatter(x_BLD: torch.Tensor, index_BN: torch.Tensor, vectors_BND: torch.Tensor) -> torch.Tensor:
-    """A copy of x with vectors at the given positions; index -1 goes to a spare row that is cut off."""
-    length = x_BLD.shape[1]
-    spare = torch.cat([x_BLD, x_BLD.new_zeros(len(x_BLD), 1, x_BLD.shape[-1])], 1)
-    target = torch.where(index_BN < 0, length, index_BN)[..., None].expand_as(vectors_BND)
-    return spare.scatter(1, target, vectors_BND)[:, :length]
-
-
-def _in_order(index_BN: torch.Tensor, hidden_BND: torch.Tensor, length: int) -> torch.Tensor:
-    empty = hidden_BND.new_zeros(len(hidden_BND), length, hidden_BND.shape[-1])
-    return _scatter(empty, index_BN, hidden_BND)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: samples have a `length`. Folders of version 1 can still be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +78,9 @@ class Quarantined:
 
     row_id: str
     stage: str
-    """The stage that refused it: `manifest`, `decode` or `anchors`."""
+    """The stage that refused it: `manifest`, `decode`, `layout` or `anchors`."""
     reason: str
-    """A short stable word for counting, such as `missing`, `no_audio`, `undecodable`, `deadline`."""
+    """A short stable word for counting, such as `missing`, `no_audio`, `undecodable`, `deadline`, `too_long`."""
     detail: str
     """What went wrong, in words that name the file and the field."""
 
@@ -97,9 +98,11 @@ SAMPLE_SCHEMA = pa.schema(
         ("question_type", pa.string()),
         ("needs_audio", pa.bool_()),
         ("trajectory", pa.list_(_STEP)),
+        ("length", pa.int32()),
     ],
     metadata={"schema": "sample", "version": str(SCHEMA_VERSION)},
 )
+"""`length` counts the positions of the sample's whole sequence in the layout of the latent method."""
 
 CLIP_SCHEMA = pa.schema(
     [

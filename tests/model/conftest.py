@@ -6,20 +6,22 @@ far more than rounding does.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration
 
 from omni_model.methods import make_method
 from omni_model.methods.base import Method
 from omni_model.qwen_omni import QwenOmniBackbone
 from omni_model.sequence import Media, Plan, PlanBuilder, prepare_media
 from omni_model.tiny import TinyConfig, build_tiny, train_tokenizer
-from omni_model.vocabulary import Vocabulary, read_vocabulary
+from omni_model.vocabulary import LATENT_TOKENS, Vocabulary, read_vocabulary
 from omni_platform.media.film import corpus
 from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import render_frames, render_waveform
@@ -34,6 +36,49 @@ SIZES = TinyConfig(
     audio_size=64,
     initializer_range=0.15,
 )
+
+
+TALKER = {
+    "vocab_size": 64,
+    "embedding_size": 64,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
+    "tts_codec_start_token_id": 1,
+    "tts_codec_end_token_id": 2,
+    "tts_codec_pad_token_id": 3,
+    "tts_codec_mask_token_id": 4,
+}
+VOICE = {
+    "dit_config": {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "head_dim": 32,
+        "emb_dim": 16,
+        "num_embeds": 16,
+        "mel_dim": 8,
+        "enc_dim": 8,
+        "enc_emb_dim": 8,
+        "enc_channels": [8, 8, 8, 8, 24],
+        "enc_attention_channels": 4,
+        "enc_se_channels": 4,
+        "look_ahead_layers": [0],
+        "look_backward_layers": [0],
+    },
+    "bigvgan_config": {
+        "mel_dim": 8,
+        "upsample_initial_channel": 16,
+        "upsample_rates": [2],
+        "upsample_kernel_sizes": [4],
+        "resblock_kernel_sizes": [3],
+        "resblock_dilation_sizes": [[1, 3, 5]],
+    },
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -154,3 +199,41 @@ def mixed_plans(lay_out, film, sample_with, latent) -> Callable[..., list[Plan]]
         return [lay_out(method or latent(), film(index, shots), sample_with(looks)) for index, shots, looks in rows]
 
     return make
+
+
+@pytest.fixture(scope="module")
+def full_folder(backbone, tokenizer, tmp_path_factory) -> Path:
+    """The full Omni class around the toy Thinker: talker and voice too, in several shards."""
+    folder = tmp_path_factory.mktemp("omni")
+    config = Qwen2_5OmniConfig(
+        thinker_config=backbone.thinker.config.to_dict(), talker_config=TALKER, token2wav_config=VOICE
+    )
+    omni = Qwen2_5OmniForConditionalGeneration(config)
+    omni.thinker.load_state_dict(backbone.thinker.state_dict())
+    omni.save_pretrained(folder, max_shard_size="300KB")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def forget_latent_tokens() -> Callable[[Path], None]:
+    """Make a saved tokenizer forget the three tokens, as the real one does not know them."""
+
+    def forget(folder: Path) -> None:
+        file = folder / "tokenizer.json"
+        state = json.loads(file.read_text())
+        state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] not in LATENT_TOKENS]
+        vocabulary = state["model"]["vocab"]
+        for token in LATENT_TOKENS:
+            del vocabulary[token]
+        state["model"]["vocab"] = {token: i for i, token in enumerate(sorted(vocabulary, key=vocabulary.get))}
+        file.write_text(json.dumps(state))
+        file = folder / "tokenizer_config.json"
+        state = json.loads(file.read_text())
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            if key in state:
+                state[key] = [t for t in state[key] if t not in LATENT_TOKENS]
+        state.pop("added_tokens_decoder", None)
+        file.write_text(json.dumps(state))
+
+    return forget

@@ -16,8 +16,16 @@ from omni_platform.media.synth import render_frames, render_waveform
 
 
 @pytest.fixture(scope="module")
-def encoder(backbone) -> AnchorEncoder:
-    return AnchorEncoder(backbone=backbone, preparation=Preparation(), num_visual=3, num_audio=2, fingerprint="toy")
+def encoder(backbone, tokenizer, vocabulary) -> AnchorEncoder:
+    return AnchorEncoder(
+        backbone=backbone,
+        preparation=Preparation(),
+        num_visual=3,
+        num_audio=2,
+        tokenizer=tokenizer,
+        vocabulary=vocabulary,
+        fingerprint="toy",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -91,4 +99,5 @@ def test_the_fingerprint_follows_towers_and_shape(new_backbone, tokenizer, tmp_p
     first = fingerprint()
     assert first == fingerprint(head=2.0)  # what comes after the towers shapes no anchor
     others = {fingerprint(seed=1), fingerprint(num_visual=4), fingerprint(video_max_pixels=9 * 784)}
-    assert len(others - {first}) == 3
+    others.add(fingerprint(system_prompt="Look."))  # shapes no anchor, but lengthens every sample
+    assert len(others - {first}) == 4

@@ -13,71 +13,13 @@ from tokenizers import Tokenizer, models
 from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerFast,
-    Qwen2_5OmniConfig,
-    Qwen2_5OmniForConditionalGeneration,
     Qwen2_5OmniThinkerForConditionalGeneration,
 )
 
 from omni_model.batch import collate
 from omni_model.folder import init_new_rows, load_backbone, load_folder
 from omni_model.learner import Learner
-from omni_model.vocabulary import LATENT_TOKENS, read_vocabulary
-
-TALKER = {
-    "vocab_size": 64,
-    "embedding_size": 64,
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 32,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
-    "tts_codec_start_token_id": 1,
-    "tts_codec_end_token_id": 2,
-    "tts_codec_pad_token_id": 3,
-    "tts_codec_mask_token_id": 4,
-}
-VOICE = {
-    "dit_config": {
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "head_dim": 32,
-        "emb_dim": 16,
-        "num_embeds": 16,
-        "mel_dim": 8,
-        "enc_dim": 8,
-        "enc_emb_dim": 8,
-        "enc_channels": [8, 8, 8, 8, 24],
-        "enc_attention_channels": 4,
-        "enc_se_channels": 4,
-        "look_ahead_layers": [0],
-        "look_backward_layers": [0],
-    },
-    "bigvgan_config": {
-        "mel_dim": 8,
-        "upsample_initial_channel": 16,
-        "upsample_rates": [2],
-        "upsample_kernel_sizes": [4],
-        "resblock_kernel_sizes": [3],
-        "resblock_dilation_sizes": [[1, 3, 5]],
-    },
-}
-
-
-@pytest.fixture(scope="module")
-def full_folder(backbone, tokenizer, tmp_path_factory) -> Path:
-    """The full Omni class around the toy Thinker: talker and voice too, in several shards."""
-    folder = tmp_path_factory.mktemp("omni")
-    config = Qwen2_5OmniConfig(
-        thinker_config=backbone.thinker.config.to_dict(), talker_config=TALKER, token2wav_config=VOICE
-    )
-    omni = Qwen2_5OmniForConditionalGeneration(config)
-    omni.thinker.load_state_dict(backbone.thinker.state_dict())
-    omni.save_pretrained(folder, max_shard_size="300KB")
-    tokenizer.save_pretrained(folder)
-    return folder
+from omni_model.vocabulary import read_vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +79,13 @@ def test_a_folder_without_a_config_is_named(tmp_path):
         load_backbone(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["outputs/none", "nobody-has-this"])
+def test_a_model_that_is_nowhere_is_named(name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read at import only
+    with pytest.raises(ValueError, match=rf"model_name_or_path={name} is no folder here, and the hub has no such"):
+        load_backbone(name)
+
+
 def test_a_foreign_tokenizer_is_refused():
     other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
     with pytest.raises(ValueError, match=r"lacks \[.*<\|AUDIO\|>"):
@@ -146,28 +95,11 @@ def test_a_foreign_tokenizer_is_refused():
 # --- New tokens (invariant 10) ---
 
 
-def _without_latent_tokens(folder: Path) -> None:
-    """Make the saved tokenizer forget the three tokens, as the real one does not know them."""
-    file = folder / "tokenizer.json"
-    state = json.loads(file.read_text())
-    state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] not in LATENT_TOKENS]
-    vocabulary = state["model"]["vocab"]
-    for token in LATENT_TOKENS:
-        del vocabulary[token]
-    state["model"]["vocab"] = {token: i for i, token in enumerate(sorted(vocabulary, key=vocabulary.get))}
-    file.write_text(json.dumps(state))
-    file = folder / "tokenizer_config.json"
-    state = json.loads(file.read_text())
-    for key in ("additional_special_tokens", "extra_special_tokens"):
-        if key in state:
-            state[key] = [t for t in state[key] if t not in LATENT_TOKENS]
-    state.pop("added_tokens_decoder", None)
-    file.write_text(json.dumps(state))
-
-
-def test_tokens_the_tokenizer_lacks_get_the_mean_of_the_rows_in_use(thinker_folder, backbone, tmp_path):
+def test_tokens_the_tokenizer_lacks_get_the_mean_of_the_rows_in_use(
+    thinker_folder, backbone, tmp_path, forget_latent_tokens
+):
     shutil.copytree(thinker_folder, tmp_path, dirs_exist_ok=True)
-    _without_latent_tokens(tmp_path)
+    forget_latent_tokens(tmp_path)
     before = len(AutoTokenizer.from_pretrained(tmp_path))
     loaded = load_backbone(str(tmp_path))
     new = [loaded.vocabulary.latent, loaded.vocabulary.trigger, loaded.vocabulary.stop]

@@ -135,14 +135,62 @@ def test_a_batch_generates_what_its_rows_generate_alone(talker, vocabulary, roll
     together, heads = roll(method)
     for prompt, row in zip(prompts, together, strict=True):
         (alone,) = generate(talker, heads, method, vocabulary, [prompt], max_new_tokens=10, max_phases=2)
-        assert row.finish_reason == alone.finish_reason
-        assert len(row.events) == len(alone.events)
-        for ours, theirs in zip(row.events, alone.events, strict=True):
-            assert (ours.type, ours.token, ours.phase) == (theirs.type, theirs.token, theirs.phase)
-            assert ours.position_ids == theirs.position_ids
-            assert ours.logp == pytest.approx(theirs.logp, abs=1e-4)
-            if ours.vector is not None:
-                torch.testing.assert_close(ours.vector, theirs.vector, atol=1e-4, rtol=0)
+        _assert_equal(row, alone)
+
+
+@pytest.mark.parametrize("bottleneck", ["none", "strict"])
+@pytest.mark.parametrize(
+    "options", [{"num_visual": 3, "num_audio": 2}, {"num_visual": 7, "num_audio": 3}], ids=["5", "10"]
+)
+def test_as_many_sweeps_as_slots_generate_the_same(talker, roll, latent, bottleneck, options):
+    """Token for token and vector for vector, though rows look at different moments and wait for each other."""
+    shared = {"norm_match": True, "bottleneck": bottleneck, **options}
+    one_by_one, heads = roll(latent(**shared))
+    slots = options["num_visual"] + options["num_audio"]
+    parallel = latent(**shared, engine="jacobi", jacobi_sweeps=slots, jacobi_tolerance=0.0)
+    assert len({_phases(r) for r in one_by_one}) > 1
+    for ours, theirs in zip(roll(parallel, heads)[0], one_by_one, strict=True):
+        _assert_equal(ours, theirs)
+    if slots > 5:
+        rough, _ = roll(latent(**shared, engine="jacobi", jacobi_sweeps=2), heads)
+        assert any(
+            (r.latents(0) - t.latents(0)).abs().max() > 1e-2
+            for r, t in zip(rough, one_by_one, strict=True)
+            if _phases(r) and _phases(t)
+        )
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 0.3])
+def test_a_batch_in_sweeps_generates_what_its_rows_generate_alone(talker, vocabulary, roll, prompts, latent, tolerance):
+    method = latent(norm_match=True, engine="jacobi", jacobi_sweeps=4, jacobi_tolerance=tolerance)
+    together, heads = roll(method)
+    for prompt, row in zip(prompts, together, strict=True):
+        (alone,) = generate(talker, heads, method, vocabulary, [prompt], max_new_tokens=10, max_phases=2)
+        _assert_equal(row, alone)
+
+
+@torch.no_grad()
+def test_training_in_sweeps_repeats_the_rollout_in_sweeps(talker, roll, replay, latent):
+    """Too few sweeps give latents of their own, and the same ones in training and decoding."""
+    method = latent(engine="jacobi", jacobi_sweeps=2, jacobi_tolerance=0.0, bottleneck="answer")
+    rollouts, heads = roll(method)
+    plans = replay(method, rollouts)
+    outcome = unroll(talker, heads.feedback, collate(plans), method.unroll, training=True)
+    assert sum(_phases(r) for r in rollouts) >= 2
+    for row, (rollout, plan) in enumerate(zip(rollouts, plans, strict=True)):
+        recorded = [e.logp for e in rollout.events if e.type == "token"]
+        assert recorded == pytest.approx(_logps(talker, plan, outcome.hidden_BLD[row]), abs=1e-4)
+
+
+def _assert_equal(ours: Rollout, theirs: Rollout) -> None:
+    assert ours.finish_reason == theirs.finish_reason
+    assert len(ours.events) == len(theirs.events)
+    for mine, other in zip(ours.events, theirs.events, strict=True):
+        assert (mine.type, mine.token, mine.phase) == (other.type, other.token, other.phase)
+        assert mine.position_ids == other.position_ids
+        assert mine.logp == pytest.approx(other.logp, abs=1e-4)
+        if mine.vector is not None:
+            torch.testing.assert_close(mine.vector, other.vector, atol=1e-4, rtol=0)
 
 
 def test_rows_differ_in_phases_and_in_how_they_end(roll, latent):
@@ -226,8 +274,9 @@ def test_either_end_token_ends_the_turn(talker, vocabulary, prompts, latent, tok
     assert [(r.events, r.finish_reason) for r in rollouts] == [((), "stop")] * 4
 
 
-def test_the_override_is_asked_for_the_slots_under_way_and_used_there_alone(roll, latent):
-    method = latent()
+@pytest.mark.parametrize("options", [{}, {"engine": "jacobi", "jacobi_sweeps": 5, "jacobi_tolerance": 0.0}])
+def test_the_override_is_asked_for_the_slots_under_way_and_used_there_alone(roll, latent, options):
+    method = latent(**options)
     own, heads = roll(method)
     asked = []
 

@@ -17,11 +17,12 @@ def test_the_loss_is_the_weighted_sum_of_raw_terms(new_backbone, latent, mixed_p
     plans = mixed_plans(method)
     torch.manual_seed(0)
     out = Learner(new_backbone(), method)(collate(plans, anchors=random_anchors(plans)))
-    assert set(out) == {"loss", "text", "latent", "sync", "tokens"}
+    assert set(out) == {"loss", "text", "latent", "sync", "tokens", "positions"}
     torch.testing.assert_close(out["loss"].detach(), out["text"] + 0.02 * out["latent"] + 0.5 * out["sync"])
     assert out["loss"].requires_grad
     assert not any(out[name].requires_grad for name in ("text", "latent", "sync"))
     assert out["tokens"] == sum(len(p) for p in plans)
+    assert out["positions"] == len(plans) * max(len(p) for p in plans)
 
 
 def test_the_declared_reductions_differ_by_the_width(new_backbone, latent, mixed_plans, random_anchors):
@@ -41,7 +42,7 @@ def test_methods_without_latents_have_the_text_loss_alone(new_backbone, lay_out,
     plans = [lay_out(method, film(i, 2 + i), sample_with(1 + i)) for i in range(2)]
     learner = Learner(new_backbone(), method)
     out = learner(collate(plans))
-    assert set(out) == {"loss", "text", "tokens"}
+    assert set(out) == {"loss", "text", "tokens", "positions"}
     torch.testing.assert_close(out["loss"].detach(), out["text"])
     assert list(learner.heads.parameters()) == []
 

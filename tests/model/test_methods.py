@@ -133,6 +133,8 @@ def test_unknown_methods_and_options_name_what_is_known():
         ("num_audio", True, "must be a int, got True"),
         ("latent_weight", "5e-3", "must be a float, got '5e-3'"),
         ("teacher_share", 1.5, "between 0 and 1"),
+        ("teacher_share_end", "0.5", "must be a float, got '0.5'"),
+        ("jacobi_sweeps", 1, "take 2 or more, or engine: recurrent"),
         ("segment_s", 0, "length in seconds above 0"),
     ],
 )
@@ -146,6 +148,8 @@ def test_whole_numbers_serve_as_floats():
     method = make_method("latent_omni", {"sync_weight": 1, "latent_weight": 0})
     assert method.weights == {"latent": 0.0, "sync": 1.0}
     assert isinstance(method.sync_weight, float)
+    assert isinstance(make_method("latent_omni", {"teacher_share_end": 1}).unroll.teacher_share_end, float)
+    assert make_method("latent_omni", {"teacher_share_end": None}).unroll.teacher_share_end is None
 
 
 def test_names_agree():

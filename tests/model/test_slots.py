@@ -75,9 +75,10 @@ def batch() -> Batch:
     )
 
 
-@pytest.mark.parametrize("gradient", ["full", "detached"])
-def test_a_latent_is_the_hidden_state_before_its_slot_and_is_fed_there(batch, gradient):
-    config = UnrollConfig(engine="recurrent", gradient=gradient)
+@pytest.mark.parametrize("gradient", ["full", "kv_only", "detached"])
+@pytest.mark.parametrize("engine", ["recurrent", "two_pass", "jacobi"])
+def test_a_latent_is_the_hidden_state_before_its_slot_and_is_fed_there(batch, engine, gradient):
+    config = UnrollConfig(engine=engine, gradient=gradient, jacobi_sweeps=SLOTS + 1, jacobi_tolerance=0.0)
     outcome = unroll(Counter(), Feedback(WIDTH), batch, config, training=True)
     for row, triggers in enumerate(TRIGGERS):
         for phase, trigger in enumerate(triggers):

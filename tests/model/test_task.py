@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from omni_model.batch import join_media
 from omni_model.folder import Preparation, load_folder, save_folder
 from omni_model.methods import make_method
 from omni_model.task import build_task
@@ -67,7 +68,7 @@ def test_rows_become_a_batch_with_a_loss(base, rows, method):
         assert batch.looks_s_BP2.tolist() == [[[0, 1], [0, 0]], [[0, 1], [1, 2]]]
     out = task.module.train()(batch)
     out["loss"].backward()
-    assert set(task.loss_weights) == set(out) - {"loss", "tokens"}
+    assert set(task.loss_weights) == set(out) - {"loss", "tokens", "positions"}
 
 
 def test_the_prompt_and_the_sound_follow_the_config(base, rows, tokenizer):
@@ -104,8 +105,47 @@ def test_anchors_that_do_not_match_are_refused(base, rows):
 
 
 def test_phases_can_be_padded_so_that_ranks_stay_in_step(base, rows):
-    task = build_task({"model_name_or_path": base, "options": OPTIONS, "pad_phases": True})
+    task = build_task({"model_name_or_path": base, "options": OPTIONS}, lockstep=True)
     assert task.collate(rows[:1]).triggers_BP.shape == (1, 3)
+
+
+def test_the_audio_tower_runs_for_mute_rows_and_changes_no_value(base, rows):
+    """Ranks exchange the gradients of the same weights: those of the audio tower are there, and zero."""
+    task = build_task({"model_name_or_path": base, "options": OPTIONS, "freeze": []})
+    mute = Row(**{**vars(rows[0]), "waveform": None})
+    batch = task.collate([mute])
+    assert batch.has_stand_in_sound and batch.media.mel.shape[1] > 0
+    assert not task.collate([mute, rows[1]]).has_stand_in_sound
+    plain = replace(batch, media=join_media([task.plan(mute).media]), has_stand_in_sound=False)
+    torch.manual_seed(0)
+    loss = task.module.train()(batch)["loss"]
+    loss.backward()
+    learned = {name: p.grad.clone() for name, p in task.module.named_parameters() if p.grad is not None}
+    assert not any(grad.any() for name, grad in learned.items() if "audio_tower" in name)
+    task.module.zero_grad()
+    task.module(task.collate([rows[0]]))["loss"].backward()
+    assert learned.keys() == {name for name, p in task.module.named_parameters() if p.grad is not None}
+    task.module.zero_grad()
+    torch.manual_seed(0)
+    without = task.module(plain)["loss"]
+    without.backward()
+    assert torch.equal(loss, without)
+    for name, p in task.module.named_parameters():
+        assert p.grad is None or torch.equal(p.grad, learned[name]), name
+
+
+@pytest.mark.parametrize("method", ["latent_omni", "sft"])
+def test_everything_frozen_is_refused(base, method):
+    options = {**OPTIONS, "feedback": "linear"} if method == "latent_omni" else {}
+    config = {"model_name_or_path": base, "method": method, "options": options}
+    freeze = ["vision", "audio", "llm", "heads"]
+    with pytest.raises(ValueError, match=r"everything is frozen by freeze=\['vision', .*nothing is left to learn"):
+        build_task({**config, "freeze": freeze})
+    if method == "latent_omni":
+        task = build_task({**config, "freeze": freeze[:3]})
+        assert {n.split(".")[0] for n, p in task.module.named_parameters() if p.requires_grad} == {"heads"}
+        task = build_task({**config, "freeze": ["heads"]})
+        assert not any(p.requires_grad for p in task.module.heads.parameters())
 
 
 @pytest.mark.parametrize("freeze", [[], ["vision"], ["vision", "audio"], ["llm"], ["vision", "audio", "llm"]])
@@ -149,31 +189,57 @@ def test_the_export_is_the_trained_model(base, rows, tmp_path):
     assert not torch.equal(before.lm_head.weight, again.loaded.backbone.thinker.lm_head.weight)
 
 
-def test_recomputing_activations_changes_no_gradient(base, rows):
-    options = {**OPTIONS, "engine": "teacher_parallel"}
-    grads = []
+@pytest.mark.parametrize("engine", ["teacher_parallel", "recurrent"])
+def test_recomputing_activations_changes_no_gradient(base, rows, engine):
+    options = {**OPTIONS, "engine": engine}
+    grads, forwards = [], []
     for checkpointing in (False, True):
         torch.manual_seed(0)
         task = build_task({"model_name_or_path": base, "options": options, "gradient_checkpointing": checkpointing})
-        layers = task.module.backbone.thinker.model.language_model.layers
-        assert all(layer.gradient_checkpointing == checkpointing for layer in layers)
-        task.module.train()(task.collate(rows))["loss"].backward()
+        model = task.module.backbone.thinker.model
+        assert all(layer.gradient_checkpointing == checkpointing for layer in model.visual.blocks)
+        loss = task.module.train()(task.collate(rows))["loss"]
+        again = []
+        model.language_model.layers[0].register_forward_pre_hook(lambda *_, again=again: again.append(1))
+        loss.backward()
+        forwards.append(len(again))
         grads.append({n: p.grad for n, p in task.module.named_parameters() if p.grad is not None})
+    assert forwards[0] == 0 < forwards[1]
     assert grads[0].keys() == grads[1].keys()
     for name, grad in grads[0].items():
         torch.testing.assert_close(grads[1][name], grad, atol=1e-5, rtol=1e-4)
 
 
-def test_recomputing_activations_refuses_a_rollout_with_a_cache(base):
-    with pytest.raises(ValueError, match="drops the cache that a recurrent rollout needs"):
-        build_task({"model_name_or_path": base, "options": OPTIONS, "gradient_checkpointing": True})
-    assert build_task({"model_name_or_path": base, "method": "sft", "gradient_checkpointing": True})
+def test_a_share_of_anchors_follows_the_step(base, rows):
+    options = {**OPTIONS, "teacher_share": 1.0, "teacher_share_end": 0.0}
+    task = build_task({"model_name_or_path": base, "options": options})
+    batch = task.collate(rows)
+    losses = []
+    for step in (0, 4, 0):
+        task.begin_step(step, 5)
+        losses.append(float(task.module.train()(batch)["loss"].detach()))
+    assert losses[0] == losses[2]
+    assert abs(losses[0] - losses[1]) > 1e-4
+
+
+def test_parts_learn_at_rates_of_their_own(base):
+    options = {"model_name_or_path": base, "options": OPTIONS, "freeze": [], "lr_scale": {"heads": 10.0, "audio": 0.1}}
+    task = build_task(options)
+    names = {id(p): name for name, p in task.module.named_parameters()}
+    seen = {names[id(p)]: group for group in task.parameter_groups(0.01) for p in group["params"]}
+    assert seen.keys() == set(names.values())
+    for name, group in seen.items():
+        expected = 10.0 if name.startswith("heads.") else 0.1 if "audio_tower" in name else 1.0
+        assert group["lr_scale"] == expected
+        assert group["weight_decay"] in (0.0, 0.01)
+    with pytest.raises(ValueError, match=r"lr_scale names \['ears'\]; the parts are vision, audio, llm, heads"):
+        build_task({**options, "lr_scale": {"ears": 2.0}})
 
 
 def test_mistakes_in_the_config_are_named(base):
     for config, complaint in (
         ({"metod": "sft"}, r"task has no field \['metod'\]; it knows: model_name_or_path, method,"),
-        ({"method": "sft", "freeze": ["eyes"]}, r"cannot freeze \['eyes'\]; the parts are vision, audio, llm"),
+        ({"method": "sft", "freeze": ["eyes"]}, r"freeze names \['eyes'\]; the parts are vision, audio, llm, heads"),
         ({"method": "sft", "freeze": "vision"}, "task: freeze must be a list, got 'vision'"),
         ({"method": "sft", "use_audio_in_video": "no"}, "task: use_audio_in_video must be a bool, got 'no'"),
         ({"method": "stf"}, "unknown method 'stf'"),

@@ -14,9 +14,11 @@ from omni_model.unroll import UnrollConfig, unroll
 
 ENGINES = {
     "teacher_parallel": {"engine": "teacher_parallel"},
-    "recurrent": {"engine": "recurrent", "gradient": "full"},
-    "detached": {"engine": "recurrent", "gradient": "detached"},
+    "recurrent": {"engine": "recurrent"},
+    "two_pass": {"engine": "two_pass"},
+    "jacobi": {"engine": "jacobi", "jacobi_sweeps": 5, "jacobi_tolerance": 0.0},
 }
+"""As many sweeps as slots: exact."""
 
 
 # --- The reference. It shares with the engines only the stock model and the plan. ---
@@ -133,17 +135,18 @@ def test_a_batch_equals_its_rows_alone(
 def test_own_latents_as_constants_have_the_same_values(backbone, latent, mixed_plans, random_anchors):
     plans = mixed_plans()
     batch = collate(plans, anchors=random_anchors(plans))
-    full, detached = (_run(backbone, latent(**ENGINES[e]), batch) for e in ("recurrent", "detached"))
+    full = _run(backbone, latent(), batch)
     real = batch.kinds_BL != Kind.PAD
-    torch.testing.assert_close(full.hidden_BLD[real], detached.hidden_BLD[real], atol=5e-5, rtol=0)
-    torch.testing.assert_close(full.latents_BPKD, detached.latents_BPKD, atol=5e-5, rtol=0)
+    for gradient in ("kv_only", "detached"):
+        for engine in ("recurrent", "two_pass"):
+            constant = _run(backbone, latent(engine=engine, gradient=gradient), batch)
+            torch.testing.assert_close(full.hidden_BLD[real], constant.hidden_BLD[real], atol=5e-5, rtol=0)
+            torch.testing.assert_close(full.latents_BPKD, constant.latents_BPKD, atol=5e-5, rtol=0)
 
 
-@pytest.mark.parametrize("gradient", ["full", "detached"])
+@pytest.mark.parametrize("engine", ["recurrent", "two_pass", "jacobi"])
 @torch.no_grad()
-def test_teacher_share_goes_from_own_latents_to_teacher_forcing(
-    backbone, latent, mixed_plans, random_anchors, gradient
-):
+def test_teacher_share_goes_from_own_latents_to_teacher_forcing(backbone, latent, mixed_plans, random_anchors, engine):
     plans = mixed_plans()
     batch = collate(plans, anchors=random_anchors(plans))
     taught, own = (_run(backbone, latent(**ENGINES[e]), batch) for e in ("teacher_parallel", "recurrent"))
@@ -151,7 +154,7 @@ def test_teacher_share_goes_from_own_latents_to_teacher_forcing(
 
     def hidden(share: float, training: bool = True) -> torch.Tensor:
         torch.manual_seed(7)
-        method = latent(gradient=gradient, teacher_share=share)
+        method = latent(teacher_share=share, **ENGINES[engine])
         return _run(backbone, method, batch, training=training).hidden_BLD[real]
 
     close = {"atol": 5e-5, "rtol": 0}
@@ -162,8 +165,8 @@ def test_teacher_share_goes_from_own_latents_to_teacher_forcing(
     assert (half - taught.hidden_BLD[real]).abs().max() > 0.1
     assert (half - own.hidden_BLD[real]).abs().max() > 0.1
     torch.manual_seed(7)
-    full = _run(backbone, latent(gradient="full", teacher_share=0.5), batch)
-    torch.testing.assert_close(half, full.hidden_BLD[real], **close)
+    mixed = _run(backbone, latent(teacher_share=0.5), batch)
+    torch.testing.assert_close(half, mixed.hidden_BLD[real], **close)
 
 
 def _run(backbone, method, batch, *, training: bool = True):
@@ -178,8 +181,37 @@ def test_engines_that_feed_anchors_refuse_a_batch_without(backbone, latent, mixe
 
 
 def test_a_share_is_between_0_and_1():
-    with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
+    with pytest.raises(ValueError, match=r"teacher_share is a share between 0 and 1, got 1\.5"):
         UnrollConfig(teacher_share=1.5)
+    with pytest.raises(ValueError, match=r"teacher_share_end is a share between 0 and 1, got -1"):
+        UnrollConfig(teacher_share_end=-1)
+
+
+@torch.no_grad()
+def test_the_share_runs_in_a_straight_line_over_training(backbone, latent, mixed_plans, random_anchors):
+    falling = UnrollConfig(teacher_share=0.8, teacher_share_end=0.2)
+    assert [falling.teacher_share_at(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([0.8, 0.5, 0.2])
+    assert UnrollConfig(teacher_share=0.8).teacher_share_at(1.0) == 0.8
+    plans = mixed_plans()
+    batch = collate(plans, anchors=random_anchors(plans))
+    learner = Learner(backbone, latent(sync_weight=0.0, teacher_share=1.0, teacher_share_end=0.0)).train()
+
+    def loss_at(step: int, total_steps: int) -> torch.Tensor:
+        learner.begin_step(step, total_steps)
+        return learner(batch)["loss"]
+
+    taught, own = (
+        Learner(backbone, latent(sync_weight=0.0, engine=engine)).train()(batch)["loss"]
+        for engine in ("teacher_parallel", "recurrent")
+    )
+    backbone.eval()
+    close = {"atol": 1e-4, "rtol": 0}
+    torch.testing.assert_close(loss_at(0, 11), taught, **close)
+    torch.testing.assert_close(loss_at(10, 11), own, **close)
+    assert min((loss_at(5, 11) - x).abs() for x in (taught, own)) > 1e-3
+    # One step alone begins at the start; a step too many stays at the end.
+    torch.testing.assert_close(loss_at(0, 1), taught, **close)
+    torch.testing.assert_close(loss_at(11, 11), own, **close)
 
 
 # --- Gradient (invariant 3) ---
@@ -214,8 +246,10 @@ def test_words_teach_what_only_the_slots_use(new_backbone, latent, mixed_plans):
         torch.testing.assert_close(slope, (weight.grad * direction).sum(), rtol=1e-2, atol=1e-4)
 
 
-def test_detached_latents_teach_the_feedback_nothing(new_backbone, latent, mixed_plans):
-    method = latent(feedback="linear", sync_weight=0.0, **ENGINES["detached"])
+@pytest.mark.parametrize("engine", ["recurrent", "two_pass", "jacobi"])
+@pytest.mark.parametrize("gradient", ["kv_only", "detached"])
+def test_constant_latents_teach_the_feedback_nothing(new_backbone, latent, mixed_plans, engine, gradient):
+    method = latent(feedback="linear", sync_weight=0.0, gradient=gradient, **ENGINES[engine])
     learner = Learner(new_backbone(), method)
     _text_loss(learner, collate(mixed_plans(method)[1:])).backward()
     grad = learner.heads.feedback.linear.weight.grad
@@ -224,7 +258,7 @@ def test_detached_latents_teach_the_feedback_nothing(new_backbone, latent, mixed
 
 
 def test_the_latent_loss_teaches_the_feedback_in_every_engine(new_backbone, latent, mixed_plans, random_anchors):
-    for options in ENGINES.values():
+    for options in [*ENGINES.values(), {"gradient": "kv_only"}, {"gradient": "detached"}]:
         method = latent(feedback="linear", sync_weight=0.0, **options)
         learner = Learner(new_backbone(), method).train()
         plans = mixed_plans(method)

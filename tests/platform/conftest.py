@@ -13,6 +13,7 @@ import ray
 
 from omni_platform.media.film_folder import FilmConfig, write_film
 from omni_platform.runtime import start_ray
+from omni_platform.schema import Sample
 
 MEDIA = Path(__file__).parents[3] / "shared" / "media"
 
@@ -70,6 +71,9 @@ class StubEncoder:
 
     def prepare_frames(self, frames: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(frames[:, ::2, ::2])
+
+    def length(self, sample: Sample, *, frames: np.ndarray, sample_fps: float, waveform: np.ndarray | None) -> int:
+        return len(frames) + len(sample.question)
 
     def anchors(
         self,

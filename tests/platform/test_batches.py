@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from omni_platform.artifacts import Card, CardError, write_card
@@ -43,7 +44,7 @@ def _write(folder, *, clips_per_part: int, order: range) -> None:
             part.add_clip(f"clip{number}", f"c{number}.mp4", _clip(number))
             for question in range(3):
                 sample = _sample(number, question)
-                part.add_sample(sample, f"clip{number}")
+                part.add_sample(sample, f"clip{number}", length=100 * number + question)
                 for segment in cut_segments(sample, f"clip{number}"):
                     anchors_KD = np.full((3, 5), number + segment.index / 10, np.float32)
                     part.add_segment(segment, anchors_KD, num_visual=2, encoder="e")
@@ -81,6 +82,22 @@ def test_rows_and_their_order_do_not_depend_on_how_the_folder_was_written(folder
     one, other = TrainingRows.open(folder), TrainingRows.open(tmp_path / "other")
     assert one.ids == other.ids
     assert epoch_order(one.ids, 1, 2).tolist() == epoch_order(other.ids, 1, 2).tolist()
+
+
+def test_lengths_are_told_by_row_number_however_the_folder_was_written(folder, tmp_path):
+    _write(tmp_path / "other", clips_per_part=2, order=range(NUM_CLIPS - 1, -1, -1))
+    expected = [100 * number + question for number in range(NUM_CLIPS) for question in range(3)]
+    assert list(TrainingRows.open(folder).lengths) == list(TrainingRows.open(tmp_path / "other").lengths) == expected
+
+
+def test_a_folder_from_before_lengths_is_read_and_says_what_it_lacks(folder):
+    for file in (folder / "samples").iterdir():
+        pq.write_table(pq.read_table(file).drop_columns("length"), file)
+    write_card(folder, Card(name="anchors", schema_version=1))
+    rows = TrainingRows.open(folder)
+    assert rows.row(4).sample == _sample(1, 1)
+    with pytest.raises(ValueError, match=r"schema version 1\); preprocess the manifest again"):
+        _ = rows.lengths
 
 
 def test_a_reader_travels_between_processes_and_reads_on(folder):

@@ -117,12 +117,36 @@ def test_rows_hold_what_the_decoder_and_the_encoder_gave_and_a_second_run_reuses
     assert len(list((tmp_path / "out" / "samples").iterdir())) <= 2  # none of the old parts
 
 
+def test_a_sample_that_is_too_long_is_quarantined_with_its_length_and_the_others_stay(film, tmp_path, stub_encoder):
+    whole = preprocess(_config(film, tmp_path / "whole"), stub_encoder)
+    rows = TrainingRows.open(tmp_path / "whole")
+    lengths = dict(zip(rows.ids, rows.lengths, strict=True))
+    for index in (0, 7, len(rows) - 1):  # as the encoder measured it
+        row = rows.row(index)
+        assert lengths[row.sample.sample_id] == len(row.frames) + len(row.sample.question)
+    limit = sorted(lengths.values())[len(lengths) // 2]
+    too_long = {sample_id for sample_id, length in lengths.items() if length > limit}
+    assert too_long
+
+    cut = preprocess(_config(film, tmp_path / "cut", max_length=limit), stub_encoder)
+    kept = TrainingRows.open(tmp_path / "cut")
+    assert set(kept.ids) == set(lengths) - too_long and max(kept.lengths) <= limit
+    refused = {row.row_id: row for row in read_quarantine(tmp_path / "cut") if row.reason == "too_long"}
+    assert refused.keys() == too_long and {row.stage for row in refused.values()} == {"layout"}
+    for sample_id, row in refused.items():
+        assert f"{sample_id} has {lengths[sample_id]} positions, more than max_length={limit}; " in row.detail
+    counts = cut.card.counts
+    assert counts["rows_in"] == whole.card.counts["rows_in"] == counts["samples"] + counts["quarantined"]
+    assert counts["quarantined.too_long"] == len(too_long)
+
+
 def test_what_changes_the_content_changes_the_fingerprint_and_nothing_else_does():
     config = PreprocessConfig(manifest="a", output_dir="b")
     same = [{"output_dir": "c"}, {"num_encoders": 4}, {"clips_per_part": 3}, {"memory_mb_per_decode": 9}]
     other = [{"fps": 1.0}, {"fps_max_frames": 8}, {"use_audio_in_video": False}, {"decode_deadline_s": 1.0}]
+    other.append({"max_length": 9})
     assert {content_fingerprint(replace(config, **fields)) for fields in same} == {content_fingerprint(config)}
-    assert len({content_fingerprint(replace(config, **fields)) for fields in [{}, *other]}) == 5
+    assert len({content_fingerprint(replace(config, **fields)) for fields in [{}, *other]}) == 6
 
 
 def test_an_interrupted_run_goes_on_with_the_parts_that_are_whole(film, tmp_path, stub_encoder, caplog):
@@ -162,7 +186,14 @@ def test_books_that_do_not_add_up_are_an_error(film, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"fps": 0.0}, {"decode_deadline_s": 0.0}, {"fail_above_quarantined_share": 1.1}, {"num_encoders": 0}]
+    "fields",
+    [
+        {"fps": 0.0},
+        {"decode_deadline_s": 0.0},
+        {"fail_above_quarantined_share": 1.1},
+        {"num_encoders": 0},
+        {"max_length": 0},
+    ],
 )
 def test_a_config_that_makes_no_sense_is_refused(fields):
     with pytest.raises(ValueError, match=next(iter(fields))):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -15,9 +16,10 @@ from omni_model.feedback import FeedbackKind
 from omni_model.heads import Heads, SyncHeads
 from omni_model.losses import Reduction, contrastive_loss, cosine_loss, regression_loss, sync_loss
 from omni_model.masks import Bottleneck
+from omni_model.pooling import norm_weighted_pool
 from omni_model.positions import Ospe, latent_offsets
 from omni_model.sequence import Kind, PlanBuilder
-from omni_model.unroll import Engine, Gradient, UnrollConfig, Unrolled
+from omni_model.unroll import Engine, Gradient, JacobiStart, UnrollConfig, Unrolled
 from omni_platform.schema import Sample, TextStep
 
 _MAX_MOMENTS = 40
@@ -40,13 +42,25 @@ class LatentOmni:
     segment_s: float = 5.0
     """Nominal length of a segment, for `ospe: tmrope` alone."""
     engine: Engine = "recurrent"
-    """teacher_parallel (the authors' released training) or recurrent (the paper's words, and free of its leak)."""
+    """teacher_parallel (the authors' released training), or own latents: recurrent (the paper's words, and free of the
+    leak of the former), two_pass, jacobi. See `UnrollConfig` for these and the options that follow."""
     gradient: Gradient = "full"
-    """How far the gradient runs through a recurrent rollout."""
+    """How far the gradient runs through own latents: full, kv_only, detached."""
     teacher_share: float = 0.0
-    """Share of slots fed the anchor during a recurrent rollout."""
+    """Share of slots fed the anchor among own latents."""
+    teacher_share_end: float | None = None
+    """The share at the last step, reached in a straight line; None keeps it."""
+    jacobi_sweeps: int = 8
+    """Passes over a phase's slots at most, in training and decoding; as many as slots are exact."""
+    jacobi_tolerance: float = 1e-3
+    """Relative movement at which a row's sweeps stop; 0 for never."""
+    jacobi_start: JacobiStart = "trigger"
+    """First guess in training: trigger (as in decoding) or anchors."""
+    jacobi_carry: bool = True
+    """Hand on within a sweep what the slots before have moved."""
     latent_loss: Literal["mse", "cosine", "infonce"] = "mse"
-    """What ties latents to anchors."""
+    """What ties latents to anchors. `infonce` tells the phases of one micro-batch apart: with a single phase in it
+    there is nothing to tell apart, the loss is 0 and teaches nothing, so give it batches of several rows."""
     latent_reduction: Reduction = "sum"
     """Over the width: the paper's Eq. 5 sums, its code takes the mean."""
     normalise_anchors: bool = False
@@ -84,6 +98,11 @@ class LatentOmni:
             engine=self.engine,
             gradient=self.gradient,
             teacher_share=self.teacher_share,
+            teacher_share_end=self.teacher_share_end,
+            jacobi_sweeps=self.jacobi_sweeps,
+            jacobi_tolerance=self.jacobi_tolerance,
+            jacobi_start=self.jacobi_start,
+            jacobi_carry=self.jacobi_carry,
             bottleneck=self.bottleneck,
         )
 
@@ -142,15 +161,27 @@ class LatentOmni:
         """
         segments = [_segment_features(outcome, batch, *at) for at in outcome.present_BP.nonzero().tolist()]
         usable = [(visual, audio) for visual, audio in segments if min(len(visual), len(audio)) >= 2]
-        # Every worker uses the same weights in every step, or exchanges of gradients would not match.
-        nothing = outcome.hidden_BLD.new_zeros(2, outcome.hidden_BLD.shape[-1])
-        visual, audio = zip(*(usable or [(nothing, nothing)]), strict=True)
+        # Every worker uses the same weights in every step, also on the way back, or exchanges would not match: what
+        # stands for no segment hangs on the towers as a segment does.
+        encoded = outcome.encoded
+        nothing = [f.sum() * 0.0 + f.new_zeros(2, f.shape[-1]) for f in (encoded.visual_ND, encoded.audio_ND)]
+        visual, audio = zip(*(usable or [nothing]), strict=True)
         if self.detach_sync_inputs:
             visual, audio = [v.detach() for v in visual], [a.detach() for a in audio]
-        moments = [min(_MAX_MOMENTS, len(v), len(a)) for v, a in zip(visual, audio, strict=True)]
-        visual_TD, audio_TD, scale = heads(visual, audio, moments)
-        terms = [sync_loss(v, a, scale) for v, a in zip(visual_TD, audio_TD, strict=True)]
+        visual_ND, audio_ND, scale = heads(torch.cat(visual), torch.cat(audio))
+        projected = zip(_split_like(visual_ND, visual), _split_like(audio_ND, audio), strict=True)
+        terms = [_sync_of_segment(v_ND, a_ND, scale) for v_ND, a_ND in projected]
         return torch.stack(terms).mean() * float(bool(usable))
+
+
+def _split_like(joined_ND: torch.Tensor, pieces: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    return joined_ND.split([len(piece) for piece in pieces])
+
+
+def _sync_of_segment(visual_ND: torch.Tensor, audio_ND: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Both senses pooled to as many moments as the scarcer one has features, at most 40."""
+    moments = min(_MAX_MOMENTS, len(visual_ND), len(audio_ND))
+    return sync_loss(norm_weighted_pool(visual_ND, moments), norm_weighted_pool(audio_ND, moments), scale)
 
 
 def _segment_features(outcome: Unrolled, batch: Batch, row: int, phase: int) -> tuple[torch.Tensor, torch.Tensor]:

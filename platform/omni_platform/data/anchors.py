@@ -10,6 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
+from omni_platform.schema import Sample
+
 
 class ClipEncoder(Protocol):
     """Pools a clip's features into `num_visual + num_audio` vectors per time span."""
@@ -30,6 +32,10 @@ class ClipEncoder(Protocol):
 
     def prepare_frames(self, frames: np.ndarray) -> np.ndarray:
         """Frames in the model's picture size; uint8 (F, H, W, 3) in and out."""
+        ...
+
+    def length(self, sample: Sample, *, frames: np.ndarray, sample_fps: float, waveform: np.ndarray | None) -> int:
+        """Positions of the sample's whole sequence with this clip, slots included; `frames` are prepared ones."""
         ...
 
     def anchors(

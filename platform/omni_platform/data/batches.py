@@ -60,6 +60,7 @@ class TrainingRows:
         self.ids: list[str] = [sample.sample_id for sample in self._samples]
         """Sample ids, sorted: row i has id i."""
         self._clip_ids = [row["clip_id"] for row in samples]
+        self._lengths = [row.get("length") for row in samples]  # absent in folders of schema version 1
         self._anchors = _read_anchors(folder)
         self._shape_KD = next(((a.shape[1], a.shape[2]) for a in self._anchors.values()), (0, 0))
         self._places = _find_clips(folder)
@@ -67,6 +68,17 @@ class TrainingRows:
 
     def __len__(self) -> int:
         return len(self._samples)
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Positions of every row's sequence, by row number. Raises `ValueError` where they were not measured."""
+        known = [length for length in self._lengths if length is not None]
+        if len(known) < len(self._lengths):
+            raise ValueError(
+                f"{self.folder} does not tell how long its samples are (schema version {self.card.schema_version}); "
+                "preprocess the manifest again, or train without grouping by length"
+            )
+        return known
 
     def sample(self, index: int) -> Sample:
         """The sample of a row, without reading its clip."""

@@ -62,8 +62,9 @@ class Part:
             }
         )
 
-    def add_sample(self, sample: Sample, clip_id: str) -> None:
-        row = {**asdict(sample), "options": list(sample.options), "clip_id": clip_id}
+    def add_sample(self, sample: Sample, clip_id: str, *, length: int | None = None) -> None:
+        """`length` is that of the sample's sequence; None where nobody has measured it."""
+        row = {**asdict(sample), "options": list(sample.options), "clip_id": clip_id, "length": length}
         self.samples.append({**row, "trajectory": steps_to_rows(sample.trajectory)})
 
     def add_segment(self, segment: Segment, anchors_KD: np.ndarray, *, num_visual: int, encoder: str) -> None:
@@ -155,7 +156,7 @@ def read_rows(folder: str, kind: str) -> pa.Table:
 
 def to_sample(row: dict[str, Any]) -> Sample:
     """A row of the samples table as a sample."""
-    fields = {key: value for key, value in row.items() if key != "clip_id"}
+    fields = {key: value for key, value in row.items() if key not in ("clip_id", "length")}
     fields["options"] = tuple(row["options"] or ())
     fields["trajectory"] = steps_from_rows(row["trajectory"])
     return Sample(**fields)

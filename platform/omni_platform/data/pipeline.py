@@ -51,6 +51,8 @@ class PreprocessConfig:
     """Pictures with more pixels are scaled down by the decoder; the encoder then brings them to its own size."""
     use_audio_in_video: bool = True
     """Decode the sound of the clips. Off, every clip is mute: only rows with needs_audio false are used."""
+    max_length: int = 32768
+    """Samples whose sequence has more positions are quarantined, never cut."""
     max_clip_duration_s: float | None = None
     """Longer clips are quarantined."""
     decode_deadline_s: float = 60.0
@@ -71,10 +73,9 @@ class PreprocessConfig:
     def __post_init__(self) -> None:
         if self.fps <= 0 or self.fps_max_frames < 2:
             raise ValueError("fps must be positive and fps_max_frames at least 2")
-        if min(self.decode_deadline_s, self.clips_per_part, self.num_encoders, self.memory_mb_per_decode) <= 0:
-            raise ValueError(
-                "decode_deadline_s, clips_per_part, num_encoders and memory_mb_per_decode must be positive"
-            )
+        positive = ("decode_deadline_s", "clips_per_part", "num_encoders", "memory_mb_per_decode", "max_length")
+        if wrong := [name for name in positive if getattr(self, name) <= 0]:
+            raise ValueError(f"{', '.join(wrong)} must be positive")
         if not 0 <= self.fail_above_quarantined_share <= 1:
             raise ValueError("fail_above_quarantined_share is a share: it lies between 0 and 1")
 
@@ -155,7 +156,11 @@ def _run(manifest: ManifestRead, staging: str, config: PreprocessConfig, build_e
         )
         .map_batches(
             EncodeClips,
-            fn_constructor_kwargs={"folder": staging, "build_encoder": build_encoder},
+            fn_constructor_kwargs={
+                "folder": staging,
+                "build_encoder": build_encoder,
+                "max_length": config.max_length,
+            },
             batch_size=config.clips_per_part,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=config.num_encoders),

@@ -9,12 +9,13 @@ import atexit
 import hashlib
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from omni_platform.data.anchors import BuildEncoder, ClipEncoder, encode_spans
+from omni_platform.data.anchors import BuildEncoder, encode_spans
 from omni_platform.data.parts import Part, from_pcm, pcm_bytes, write_part
 from omni_platform.data.segments import check_sample, cut_segments, fit_sample, refuse
 from omni_platform.media.decode import DecodedClip
@@ -71,8 +72,8 @@ def decode_rows(batch: pa.Table, *, options: dict[str, Any], deadline_s: float) 
 class EncodeClips:
     """An actor that holds an encoder: turns decoded clips into a part on disk, and returns its name."""
 
-    def __init__(self, folder: str, build_encoder: BuildEncoder) -> None:
-        self._folder = folder
+    def __init__(self, folder: str, build_encoder: BuildEncoder, max_length: int) -> None:
+        self._folder, self._max_length = folder, max_length
         self._encoder = build_encoder()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -84,34 +85,45 @@ class EncodeClips:
                 reason, detail = row["reason"].as_py(), row["detail"].as_py()
                 part.quarantined += [refuse(sample, "decode", reason, detail) for sample in samples]
                 continue
-            _add_clip(part, self._encoder, row["clip_id"].as_py(), _clip_of(row), samples)
+            self._add_clip(part, row["clip_id"].as_py(), _clip_of(row), samples)
         write_part(self._folder, part)
         return pa.table({"part": [part.name], "encoder": [self._encoder.fingerprint]})
 
+    def _add_clip(self, part: Part, clip_id: str, clip: DecodedClip, samples: list[Sample]) -> None:
+        refusals = [(sample, check_sample(sample, clip)) for sample in samples]
+        part.quarantined += [refusal for _, refusal in refusals if refusal is not None]
+        usable = [fit_sample(sample, clip.duration_s) for sample, refusal in refusals if refusal is None]
+        if not usable:
+            return
+        encoder, clip = self._encoder, replace(clip, frames=self._encoder.prepare_frames(clip.frames))
+        content: dict[str, Any] = {"frames": clip.frames, "sample_fps": clip.sample_fps, "waveform": clip.waveform}
+        try:
+            lengths = {sample.sample_id: encoder.length(sample, **content) for sample in usable}
+            usable = self._keep_short(part, usable, lengths)
+            spans = [(look.start_s, look.end_s) for sample in usable for look in sample.looks]
+            anchors = encode_spans(encoder, **content, spans=spans)
+        except ValueError as error:
+            detail = f"{usable[0].clip_uri} cannot be encoded: {error}"
+            part.quarantined += [refuse(sample, "anchors", "not_encodable", detail) for sample in usable]
+            return
+        if usable:
+            part.add_clip(clip_id, usable[0].clip_uri, clip)
+        for sample in usable:
+            part.add_sample(sample, clip_id, length=lengths[sample.sample_id])
+            for segment in cut_segments(sample, clip_id):
+                anchors_KD = anchors[segment.start_s, segment.end_s]
+                part.add_segment(segment, anchors_KD, num_visual=encoder.num_visual, encoder=encoder.fingerprint)
 
-def _add_clip(part: Part, encoder: ClipEncoder, clip_id: str, clip: DecodedClip, samples: list[Sample]) -> None:
-    refusals = [(sample, check_sample(sample, clip)) for sample in samples]
-    part.quarantined += [refusal for _, refusal in refusals if refusal is not None]
-    usable = [fit_sample(sample, clip.duration_s) for sample, refusal in refusals if refusal is None]
-    if not usable:
-        return
-    frames = encoder.prepare_frames(clip.frames)
-    spans = [(look.start_s, look.end_s) for sample in usable for look in sample.looks]
-    try:
-        anchors = encode_spans(encoder, frames=frames, sample_fps=clip.sample_fps, waveform=clip.waveform, spans=spans)
-    except ValueError as error:
-        detail = f"{usable[0].clip_uri} cannot be encoded: {error}"
-        part.quarantined += [refuse(sample, "anchors", "not_encodable", detail) for sample in usable]
-        return
-    prepared = DecodedClip(
-        frames=frames, sample_fps=clip.sample_fps, waveform=clip.waveform, duration_s=clip.duration_s
-    )
-    part.add_clip(clip_id, usable[0].clip_uri, prepared)
-    for sample in usable:
-        part.add_sample(sample, clip_id)
-        for segment in cut_segments(sample, clip_id):
-            anchors_KD = anchors[segment.start_s, segment.end_s]
-            part.add_segment(segment, anchors_KD, num_visual=encoder.num_visual, encoder=encoder.fingerprint)
+    def _keep_short(self, part: Part, samples: list[Sample], lengths: dict[str, int]) -> list[Sample]:
+        """The samples that fit; the others are quarantined whole: a sequence cut anywhere teaches nonsense."""
+        too_long = [sample for sample in samples if lengths[sample.sample_id] > self._max_length]
+        for sample in too_long:
+            detail = (
+                f"{sample.sample_id} has {lengths[sample.sample_id]} positions, more than max_length="
+                f"{self._max_length}; shorten the clip, lower fps_max_frames or video_max_pixels, or raise max_length"
+            )
+            part.quarantined.append(refuse(sample, "layout", "too_long", detail))
+        return [sample for sample in samples if sample not in too_long]
 
 
 def _decoder_of_this_worker() -> DecodeProcess:

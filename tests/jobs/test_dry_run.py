@@ -1,0 +1,59 @@
+"""The door's dry run, as a person types it: the paper's preset on 8 GPUs, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def dry_run(*words: str, preset: str = "latentomni_7b") -> subprocess.CompletedProcess[str]:
+    preset_file = f"jobs/configs/train/{preset}.yaml"
+    command = [sys.executable, "jobs/train.py", "--config", preset_file, "dataset_dir=none", "--dry-run", *words]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+
+
+def test_the_7b_preset_on_8_gpus_with_256_frames_fits():
+    done = dry_run("dry_run.num_rows=36000")
+    assert done.returncode == 0, done.stderr
+    assert "latentomni-7b: 8 GPUs of 80 GiB, ZeRO-2, bf16" in done.stdout
+    assert "8.98 B, whole on every GPU" in done.stdout and "375 steps, 36,000 rows" in done.stdout
+    assert "of 80: fits" in done.stdout
+    assert "of 37,072 positions, run again backwards" in done.stdout  # 256 frames, and their sound
+    assert not list(ROOT.glob("none*"))  # nothing was started, nothing written
+
+
+def test_the_adapters_fit_a_smaller_gpu():
+    done = dry_run("dry_run.gpu_memory_gib=48", preset="latentomni_7b_lora")
+    assert done.returncode == 0 and "of 48: fits" in done.stdout, done.stderr
+
+
+def test_what_cannot_fit_ends_with_1_and_says_what_would_help():
+    done = dry_run("task.gradient_checkpointing=false", "task.max_length=32768")
+    assert done.returncode == 1
+    assert "DOES NOT FIT" in done.stdout
+    assert (
+        "256 frames at full size has 37,072 positions; preprocessing refuses samples above max_length=32,768"
+        in done.stdout
+    )
+    assert "What would make it fit: task.gradient_checkpointing=true (" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["task.model_name_or_path=Someone/Else"], "the sizes of Someone/Else are not known"),
+        (["dry_run.gpu_memory=80"], "unknown key 'gpu_memory'; did you mean 'gpu_memory_gib'?"),
+        (["task.freeze=[eyes]"], "freeze names ['eyes']"),
+    ],
+)
+def test_mistakes_are_named(words, complaint):
+    done = dry_run(*words)
+    assert done.returncode == 1 and complaint in done.stderr and "Traceback" not in done.stderr
