@@ -1,7 +1,7 @@
 """One latent SFT step of Qwen2.5-Omni-7B's Thinker shape on one GPU: tokens a second, MFU and peak memory by engine.
 
-Needs torch and transformers (and pyarrow, which the schema of our rows imports), no Ray and no download: weights are
-random, the clip is noise. On a machine that has only these, from the root of the repository:
+Needs torch and transformers alone, no Ray and no download: weights are random, the clip is noise. On a machine that has
+only these, from the root of the repository:
 
     PYTHONPATH=platform:model python benchmarks/gpu_step.py
 

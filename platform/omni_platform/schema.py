@@ -1,13 +1,11 @@
-"""The rows that flow through the house: one dataclass and one Arrow schema each.
+"""The rows that flow through the house: one dataclass each. Their Arrow schemas are in `data/tables.py`.
 
-A leaf: it imports nothing of ours, and every floor may import it.
+A leaf: it imports nothing of ours and nothing that needs installing, and every floor may import it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import pyarrow as pa
 
 SCHEMA_VERSION = 2
 """2: samples have a `length`. Folders of version 1 can still be read."""
@@ -83,76 +81,6 @@ class Quarantined:
     """A short stable word for counting, such as `missing`, `no_audio`, `undecodable`, `deadline`, `too_long`."""
     detail: str
     """What went wrong, in words that name the file and the field."""
-
-
-_STEP = pa.struct([("text", pa.string()), ("start_s", pa.float64()), ("end_s", pa.float64())])
-
-SAMPLE_SCHEMA = pa.schema(
-    [
-        ("sample_id", pa.string()),
-        ("clip_id", pa.string()),
-        ("clip_uri", pa.string()),
-        ("question", pa.string()),
-        ("answer", pa.string()),
-        ("options", pa.list_(pa.string())),
-        ("question_type", pa.string()),
-        ("needs_audio", pa.bool_()),
-        ("trajectory", pa.list_(_STEP)),
-        ("length", pa.int32()),
-    ],
-    metadata={"schema": "sample", "version": str(SCHEMA_VERSION)},
-)
-"""`length` counts the positions of the sample's whole sequence in the layout of the latent method."""
-
-CLIP_SCHEMA = pa.schema(
-    [
-        ("clip_id", pa.string()),
-        ("clip_uri", pa.string()),
-        ("duration_s", pa.float64()),
-        ("sample_fps", pa.float64()),
-        ("frames", pa.binary()),
-        ("num_frames", pa.int32()),
-        ("height_px", pa.int32()),
-        ("width_px", pa.int32()),
-        ("has_audio", pa.bool_()),
-        ("waveform", pa.binary()),
-        ("sample_rate_hz", pa.int32()),
-    ],
-    metadata={"schema": "clip", "version": str(SCHEMA_VERSION)},
-)
-"""Decoded clips: `frames` is uint8 (num_frames, height_px, width_px, 3), `waveform` int16 mono."""
-
-SEGMENT_SCHEMA = pa.schema(
-    [
-        ("segment_id", pa.string()),
-        ("sample_id", pa.string()),
-        ("clip_id", pa.string()),
-        ("index", pa.int32()),
-        ("start_s", pa.float64()),
-        ("end_s", pa.float64()),
-    ],
-    metadata={"schema": "segment", "version": str(SCHEMA_VERSION)},
-)
-
-ANCHOR_SCHEMA = pa.schema(
-    [
-        ("segment_id", pa.string()),
-        ("sample_id", pa.string()),
-        ("index", pa.int32()),
-        ("num_visual", pa.int32()),
-        ("num_audio", pa.int32()),
-        ("dim", pa.int32()),
-        ("anchors", pa.list_(pa.float32())),
-        ("encoder_fingerprint", pa.string()),
-    ],
-    metadata={"schema": "anchor", "version": str(SCHEMA_VERSION)},
-)
-"""`anchors` is float32 (num_visual + num_audio, dim), visual rows first, flattened row by row."""
-
-QUARANTINE_SCHEMA = pa.schema(
-    [("row_id", pa.string()), ("stage", pa.string()), ("reason", pa.string()), ("detail", pa.string())],
-    metadata={"schema": "quarantine", "version": str(SCHEMA_VERSION)},
-)
 
 
 def steps_to_rows(trajectory: tuple[Step, ...]) -> list[dict]:

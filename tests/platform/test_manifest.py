@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from omni_platform.data.manifest import ManifestError, manifest_line, read_manifest
-from omni_platform.schema import SAMPLE_SCHEMA, LookStep, Sample, TextStep, steps_to_rows
+from omni_platform.data.tables import SAMPLE_SCHEMA
+from omni_platform.schema import LookStep, Sample, TextStep, steps_to_rows
 
 GOOD = {"id": "a", "clip": "clips/a.mp4", "question": "Which colour?", "answer": "red"}
 

@@ -21,8 +21,8 @@ from omni_platform.data.parts import Part, write_part
 from omni_platform.data.pipeline import PreprocessConfig, content_fingerprint, preprocess
 from omni_platform.data.quarantine import QuarantineError, read_quarantine
 from omni_platform.data.segments import refuse
+from omni_platform.data.tables import ANCHOR_SCHEMA, CLIP_SCHEMA, QUARANTINE_SCHEMA, SAMPLE_SCHEMA, SEGMENT_SCHEMA
 from omni_platform.media.decode import decode_clip
-from omni_platform.schema import ANCHOR_SCHEMA, CLIP_SCHEMA, QUARANTINE_SCHEMA, SAMPLE_SCHEMA, SEGMENT_SCHEMA
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -17,12 +17,9 @@ import pyarrow.parquet as pq
 
 from omni_platform import storage
 from omni_platform.data.quarantine import to_table
+from omni_platform.data.tables import ANCHOR_SCHEMA, CLIP_SCHEMA, SAMPLE_SCHEMA, SEGMENT_SCHEMA
 from omni_platform.media.decode import SAMPLE_RATE_HZ, DecodedClip
 from omni_platform.schema import (
-    ANCHOR_SCHEMA,
-    CLIP_SCHEMA,
-    SAMPLE_SCHEMA,
-    SEGMENT_SCHEMA,
     Quarantined,
     Sample,
     Segment,

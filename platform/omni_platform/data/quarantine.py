@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from omni_platform import storage
-from omni_platform.schema import QUARANTINE_SCHEMA, Quarantined
+from omni_platform.data.tables import QUARANTINE_SCHEMA
+from omni_platform.schema import Quarantined
 
 
 class QuarantineError(ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 import time
@@ -92,7 +93,8 @@ def resume(place: Place, engine: Engine, config: TrainConfig, plan: Plan, goodpu
     It may have been saved by another number of workers: the sharded state is divided anew, and random states, which
     belong to one worker each, are seeded anew by step and worker.
     """
-    scratch = Path(tempfile.gettempdir()) / f"resume-{config.run_name}"
+    # By the whole folder, not the run's name alone: two stores may hold runs of one name.
+    scratch = Path(tempfile.gettempdir()) / f"resume-{hashlib.sha256(place.storage.folder.encode()).hexdigest()[:16]}"
     found = newest_sound(place.storage, scratch, leads_node=place.leads_node)
     if found is None:
         goodput.begin()

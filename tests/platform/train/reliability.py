@@ -133,7 +133,8 @@ def page(lines: list[str]) -> str:
 
 TEXT = """# Faults, and what they change
 
-Made by `make reliability` (about 20 minutes on two cores), with {versions}, on CPU in float32 over gloo. The same
+Made by `make reliability` (about 20 minutes on two cores), with
+{versions}, on CPU in float32 over gloo. The same
 faults are tests (`tests/platform/train/test_faults.py`): the short ones run in `make test`, the others in
 `make test-slow`.
 
@@ -149,14 +150,16 @@ it. "Steps lost" are whole steps that had to be done again; the largest differen
 A run that goes on with another number of workers adds up its gradients in another order, so its losses agree to
 rounding only; dropout is off there, since random states belong to one worker each. A worker that trains on after its
 driver's death may still finish a checkpoint; the steps lost in that row therefore depend on the clock, the losses do
-not. A negative number says so: the checkpoint is newer than the step in which the driver died.
+not. A negative number would say that the checkpoint is
+newer than the step in which the driver died.
 
 ## What was not tried
 * More than two workers, more than one machine, a GPU, NCCL, bfloat16. Bit-equality is a claim about CPU and float32.
 * A network that breaks or slows down without a process dying; a machine that loses its clock.
 * A real object store going away in the middle of a save. The torn saves run on a file system behind `fsspec` that
   kills its process at a chosen file, which takes the same way as a remote store.
-* A cloud that takes a node away with Ray's own notice of preemption.
+* A cloud. A node that is drained with notice, and one that joins, are tried on a two-node Ray of one machine:
+  `tests/platform/train/test_elastic.py`, in `make test-slow`.
 * A full disk; a checkpoint damaged while it is being read.
 """
 
