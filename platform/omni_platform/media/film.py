@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
+from omni_platform.media.film_reasoning import REASONING
+from omni_platform.media.question import Question, caption, look
 from omni_platform.media.scene import COLOURS, FILM_VERSION, TONES, Scene, make_scene
-from omni_platform.schema import LookStep, Sample, Step, TextStep
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """A question about a scene, its answer and the trajectory that leads there."""
-
-    family: str
-    text: str
-    answer: str
-    options: tuple[str, ...] = ()
-    trajectory: tuple[Step, ...] = ()
-
+from omni_platform.schema import Sample, TextStep
 
 # --- Questions. Each maker returns None where the scene has no such question. ---
 
@@ -36,7 +25,7 @@ def colour_at_tone(scene: Scene, rng: np.random.Generator) -> Question | None:
         options=COLOURS,
         trajectory=(
             TextStep(text=f"The tone: {tone.name}"),
-            _look(scene, tone.shot),
+            look(scene, tone.shot),
             TextStep(text=f" {answer}. Answer: {answer}"),
         ),
     )
@@ -58,7 +47,7 @@ def tone_at_colour(scene: Scene, rng: np.random.Generator) -> Question | None:
         options=(*TONES, "none"),
         trajectory=(
             TextStep(text=f"The shape: {colour}"),
-            _look(scene, shot),
+            look(scene, shot),
             TextStep(text=f" {answer}. Answer: {answer}"),
         ),
     )
@@ -78,51 +67,43 @@ def colour_after_tone(scene: Scene, rng: np.random.Generator) -> Question | None
         options=COLOURS,
         trajectory=(
             TextStep(text=f"The tone: {tone.name}"),
-            _look(scene, tone.shot),
+            look(scene, tone.shot),
             TextStep(text=f" {here}. Then:"),
-            _look(scene, tone.shot + 1),
+            look(scene, tone.shot + 1),
             TextStep(text=f" {answer}. Answer: {answer}"),
         ),
     )
 
 
-def _look(scene: Scene, shot: int) -> LookStep:
-    return LookStep(start_s=shot * scene.shot_s, end_s=(shot + 1) * scene.shot_s)
-
-
-def _caption(family: str, text: str, words: list[str]) -> Question:
-    return Question(family=family, text=text, answer=" ".join(words))
-
-
 def colours_and_tones(scene: Scene, rng: np.random.Generator) -> Question | None:
     words = [w for k, shot in enumerate(scene.shots) for w in (shot.colour, scene.tone_in(k))]
-    return _caption("colours_and_tones", "List each colour and its tone.", words)
+    return caption("colours_and_tones", "List each colour and its tone.", words)
 
 
 def colours_and_shapes(scene: Scene, rng: np.random.Generator) -> Question | None:
     words = [w for shot in scene.shots for w in (shot.colour, shot.shape)]
-    return _caption("colours_and_shapes", "List each colour and its shape.", words)
+    return caption("colours_and_shapes", "List each colour and its shape.", words)
 
 
 def tones_by_second(scene: Scene, rng: np.random.Generator) -> Question | None:
-    return _caption("tones_by_second", "List the tones.", [scene.tone_in(k) for k in range(len(scene.shots))])
+    return caption("tones_by_second", "List the tones.", [scene.tone_in(k) for k in range(len(scene.shots))])
 
 
 def colour_by_tone(scene: Scene, rng: np.random.Generator) -> Question | None:
     words = [w for t in scene.tones for w in (t.name, scene.shots[t.shot].colour)]
-    return _caption("colour_by_tone", "List the colour of each tone.", words)
+    return caption("colour_by_tone", "List the colour of each tone.", words)
 
 
 def tone_by_colour(scene: Scene, rng: np.random.Generator) -> Question | None:
     shown = sorted(range(len(scene.shots)), key=lambda k: COLOURS.index(scene.shots[k].colour))
     words = [w for k in shown for w in (scene.shots[k].colour, scene.tone_in(k))]
-    return _caption("tone_by_colour", "List the tone of each colour.", words)
+    return caption("tone_by_colour", "List the tone of each colour.", words)
 
 
 def second_by_colour(scene: Scene, rng: np.random.Generator) -> Question | None:
     shown = sorted(range(len(scene.shots)), key=lambda k: COLOURS.index(scene.shots[k].colour))
     words = [w for k in shown for w in (scene.shots[k].colour, str(k + 1))]
-    return _caption("second_by_colour", "List the second of each colour.", words)
+    return caption("second_by_colour", "List the second of each colour.", words)
 
 
 def colour_at_second(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -157,14 +138,14 @@ def colour_then_tone(scene: Scene, rng: np.random.Generator) -> Question | None:
     """A single lookup that says its key first: a bridge from keyed lists to bare answers."""
     k = int(rng.integers(len(scene.shots)))
     colour = scene.shots[k].colour
-    return _caption("colour_then_tone", f"Name the tone of the {colour} shape.", [colour, scene.tone_in(k)])
+    return caption("colour_then_tone", f"Name the tone of the {colour} shape.", [colour, scene.tone_in(k)])
 
 
 def colour_then_second(scene: Scene, rng: np.random.Generator) -> Question | None:
     """The same bridge for the second in which a colour is on screen."""
     k = int(rng.integers(len(scene.shots)))
     colour = scene.shots[k].colour
-    return _caption("colour_then_second", f"Name the second of the {colour} shape.", [colour, str(k + 1)])
+    return caption("colour_then_second", f"Name the second of the {colour} shape.", [colour, str(k + 1)])
 
 
 Maker = Callable[[Scene, np.random.Generator], Question | None]
@@ -188,7 +169,7 @@ SKILLS: dict[str, Maker] = {
 """Captions and single lookups: what a model must be able to do before the cross-modal questions are learnable."""
 BRIDGES: dict[str, Maker] = {"colour_then_tone": colour_then_tone, "colour_then_second": colour_then_second}
 """Single lookups that repeat their key; used late in the curriculum only."""
-FAMILIES: dict[str, Maker] = {**CROSS_MODAL, **SKILLS, **BRIDGES}
+FAMILIES: dict[str, Maker] = {**CROSS_MODAL, **REASONING, **SKILLS, **BRIDGES}
 
 BLIND_CEILING = {"colour_at_tone": 1 / 6, "tone_at_colour": 1 / 4, "colour_after_tone": 1 / 5}
 """The best accuracy that one sense alone can reach (six shots, three tones)."""

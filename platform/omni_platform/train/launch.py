@@ -71,6 +71,8 @@ def fit(
         if summary["stopped"]:
             tracking.close_run(run, "KILLED")
             raise RunStopped(request.signum, f"{config.run_name} stopped after step {summary['steps']}")
+        for kind, share in summary["goodput"].items():
+            run.client.log_metric(run.run_id, f"goodput/{kind}", share)
         tracking.close_run(run, "FINISHED")
     version = summary.pop("model_version")
     where = {"tracking_uri": run.tracking_uri, "run_id": run.run_id, "model_version": version}

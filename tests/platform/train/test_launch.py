@@ -86,6 +86,7 @@ def test_a_killed_worker_changes_no_loss(
     assert summary["mlflow"]["model_version"] == 1
     assert (resolve_model("models:/toy@champion", tracking_uri=tracking_uri) / "model.json").is_file()
     assert summary["goodput"]["recovery"] > 0
+    assert info.data.metrics["goodput/recovery"] == summary["goodput"]["recovery"]
 
     # Beside the training every third checkpoint was evaluated, and the last one.
     evaluations = metric_history(run, "eval/loss")
