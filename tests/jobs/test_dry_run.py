@@ -29,6 +29,21 @@ def test_the_7b_preset_on_8_gpus_with_256_frames_fits():
     assert not list(ROOT.glob("none*"))  # nothing was started, nothing written
 
 
+def test_data_that_cannot_be_read_from_here_stop_no_plan():
+    """A laptop without the store's credentials, as a newcomer's: the preset as it stands in the README."""
+    without = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "none", "AWS_SHARED_CREDENTIALS_FILE": "none"}
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            patch.delenv(name, raising=False)
+        for name, value in without.items():
+            patch.setenv(name, value)
+        done = dry_run("dataset_dir=s3://nowhere/rows", "dry_run.num_rows=36000")
+    assert done.returncode == 0, done.stderr
+    assert "note: s3://nowhere/rows cannot be read from here (NoCredentialsError: " in done.stdout
+    assert "of 80: fits" in done.stdout
+
+
 def test_the_adapters_fit_a_smaller_gpu():
     done = dry_run("dry_run.gpu_memory_gib=48", preset="latentomni_7b_lora")
     assert done.returncode == 0 and "of 48: fits" in done.stdout, done.stderr
