@@ -218,29 +218,25 @@ class _Stack:
     @classmethod
     def of_vision(cls, config: Qwen2_5OmniThinkerConfig, part: nn.Module) -> _Stack:
         vision: Any = config.vision_config
-        return cls(
-            weights=_count(part),
-            layers=vision.depth,
-            width=vision.hidden_size,
-            attention=vision.hidden_size,
-            key_value=vision.hidden_size,
-            inner=vision.intermediate_size,
-            gated=True,
-            learns=_share_learning(part) > 0,
-            weights_learn=True,
-        )
+        inner = vision.intermediate_size
+        return cls._of_tower(part, layers=vision.depth, width=vision.hidden_size, inner=inner, gated=True)
 
     @classmethod
     def of_audio(cls, config: Qwen2_5OmniThinkerConfig, part: nn.Module) -> _Stack:
         audio: Any = config.audio_config
+        inner = audio.encoder_ffn_dim
+        return cls._of_tower(part, layers=audio.encoder_layers, width=audio.d_model, inner=inner, gated=False)
+
+    @classmethod
+    def _of_tower(cls, part: nn.Module, *, layers: int, width: int, inner: int, gated: bool) -> _Stack:
         return cls(
             weights=_count(part),
-            layers=audio.encoder_layers,
-            width=audio.d_model,
-            attention=audio.d_model,
-            key_value=audio.d_model,
-            inner=audio.encoder_ffn_dim,
-            gated=False,
+            layers=layers,
+            width=width,
+            attention=width,
+            key_value=width,
+            inner=inner,
+            gated=gated,
             learns=_share_learning(part) > 0,
             weights_learn=True,
         )

@@ -71,7 +71,7 @@ class ReasoningTask:
         vocabulary = self._loaded.vocabulary
         choose_weights(self._learner, config, (vocabulary.latent, vocabulary.trigger, vocabulary.stop), whole=whole)
         if config.gradient_checkpointing:
-            self._checkpoint_activations()
+            self._loaded.backbone.checkpoint_activations()
 
     @property
     def loss_weights(self) -> dict[str, float]:
@@ -141,9 +141,6 @@ class ReasoningTask:
         if adapted:
             # In a folder of its own: beside config.json, `from_pretrained` would add it a second time.
             save_adapter(thinker, folder / "adapter", base=self.config.model_name_or_path)
-
-    def _checkpoint_activations(self) -> None:
-        self._loaded.backbone.checkpoint_activations()
 
 
 def parts_of(learner: Learner) -> dict[str, nn.Module]:

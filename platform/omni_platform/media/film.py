@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from omni_platform.media.film_reasoning import REASONING
-from omni_platform.media.question import Question, caption, look
+from omni_platform.media.question import Question, after_tone, at_tone, caption, look
 from omni_platform.media.scene import COLOURS, FILM_VERSION, TONES, Scene, make_scene
 from omni_platform.schema import Sample, TextStep
 
@@ -16,19 +16,7 @@ from omni_platform.schema import Sample, TextStep
 
 def colour_at_tone(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Which colour is on screen when a tone sounds? Six answers; either sense alone knows nothing."""
-    tone = scene.tones[int(rng.integers(len(scene.tones)))]
-    answer = scene.shots[tone.shot].colour
-    return Question(
-        family="colour_at_tone",
-        text=f"Which colour is on screen when the {tone.name} tone sounds?",
-        answer=answer,
-        options=COLOURS,
-        trajectory=(
-            TextStep(text=f"The tone: {tone.name}"),
-            look(scene, tone.shot),
-            TextStep(text=f" {answer}. Answer: {answer}"),
-        ),
-    )
+    return at_tone(scene, rng, "colour", COLOURS)
 
 
 def tone_at_colour(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -55,24 +43,7 @@ def tone_at_colour(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 def colour_after_tone(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Which colour comes one change after a tone? Six answers, but never the first shot's: blind ceiling 1/5."""
-    tones = [tone for tone in scene.tones if tone.shot + 1 < len(scene.shots)]
-    if not tones:
-        return None
-    tone = tones[int(rng.integers(len(tones)))]
-    here, answer = scene.shots[tone.shot].colour, scene.shots[tone.shot + 1].colour
-    return Question(
-        family="colour_after_tone",
-        text=f"Which colour comes one change after the {tone.name} tone?",
-        answer=answer,
-        options=COLOURS,
-        trajectory=(
-            TextStep(text=f"The tone: {tone.name}"),
-            look(scene, tone.shot),
-            TextStep(text=f" {here}. Then:"),
-            look(scene, tone.shot + 1),
-            TextStep(text=f" {answer}. Answer: {answer}"),
-        ),
-    )
+    return after_tone(scene, rng, "colour_after_tone", 1)
 
 
 def colours_and_tones(scene: Scene, rng: np.random.Generator) -> Question | None:

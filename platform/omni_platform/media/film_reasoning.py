@@ -9,36 +9,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from omni_platform.media.question import Question, look
-from omni_platform.media.scene import COLOURS, SHAPES, Scene, Tone
+from omni_platform.media.question import Question, after_tone, at_tone, look
+from omni_platform.media.scene import SHAPES, Scene, Tone
 from omni_platform.schema import TextStep
 
-_STEPS = ("one change", "two changes")
 _SAME_SHAPE_POSSIBLE = 0.6
 """Share of six-shot scenes in which two of the three tones fall on the same shape: 1 - 2 ** 3 / C(6, 3)."""
 
 
 def colour_n_after_tone(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Which colour comes one or two changes after a tone?"""
-    count = int(rng.integers(1, len(_STEPS) + 1))
-    tones = [tone for tone in scene.tones if tone.shot + count < len(scene.shots)]
-    if not tones:
-        return None
-    tone = tones[int(rng.integers(len(tones)))]
-    answer = scene.shots[tone.shot + count].colour
-    return Question(
-        family="colour_n_after_tone",
-        text=f"Which colour comes {_STEPS[count - 1]} after the {tone.name} tone?",
-        answer=answer,
-        options=COLOURS,
-        trajectory=(
-            TextStep(text=f"The tone: {tone.name}"),
-            look(scene, tone.shot),
-            TextStep(text=f" {scene.shots[tone.shot].colour}. Then:"),
-            look(scene, tone.shot + count),
-            TextStep(text=f" {answer}. Answer: {answer}"),
-        ),
-    )
+    return after_tone(scene, rng, "colour_n_after_tone", int(rng.integers(1, 3)))
 
 
 def changes_between_tones(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -87,19 +68,7 @@ def same_shape(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 def shape_at_tone(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Which shape is on screen when a tone sounds? Never trained on: it shows what carries over from colours."""
-    tone = scene.tones[int(rng.integers(len(scene.tones)))]
-    answer = scene.shots[tone.shot].shape
-    return Question(
-        family="shape_at_tone",
-        text=f"Which shape is on screen when the {tone.name} tone sounds?",
-        answer=answer,
-        options=SHAPES,
-        trajectory=(
-            TextStep(text=f"The tone: {tone.name}"),
-            look(scene, tone.shot),
-            TextStep(text=f" {answer}. Answer: {answer}"),
-        ),
-    )
+    return at_tone(scene, rng, "shape", SHAPES)
 
 
 def _two_tones(scene: Scene, rng: np.random.Generator) -> tuple[Tone, Tone]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from omni_platform.media.scene import Scene
-from omni_platform.schema import LookStep, Step
+import numpy as np
+
+from omni_platform.media.scene import COLOURS, Scene
+from omni_platform.schema import LookStep, Step, TextStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,3 +30,42 @@ def look(scene: Scene, shot: int, last_shot: int | None = None) -> LookStep:
 def caption(family: str, text: str, words: list[str]) -> Question:
     """A question that is answered by a list of words, without a trajectory."""
     return Question(family=family, text=text, answer=" ".join(words))
+
+
+def at_tone(scene: Scene, rng: np.random.Generator, thing: str, options: tuple[str, ...]) -> Question:
+    """Which `thing` (a colour, a shape) is on screen when a tone sounds?"""
+    tone = scene.tones[int(rng.integers(len(scene.tones)))]
+    answer = getattr(scene.shots[tone.shot], thing)
+    return Question(
+        family=f"{thing}_at_tone",
+        text=f"Which {thing} is on screen when the {tone.name} tone sounds?",
+        answer=answer,
+        options=options,
+        trajectory=(
+            TextStep(text=f"The tone: {tone.name}"),
+            look(scene, tone.shot),
+            TextStep(text=f" {answer}. Answer: {answer}"),
+        ),
+    )
+
+
+def after_tone(scene: Scene, rng: np.random.Generator, family: str, changes: int) -> Question | None:
+    """Which colour comes one or two changes after a tone? None where every tone is too late for that."""
+    tones = [tone for tone in scene.tones if tone.shot + changes < len(scene.shots)]
+    if not tones:
+        return None
+    tone = tones[int(rng.integers(len(tones)))]
+    here, answer = scene.shots[tone.shot].colour, scene.shots[tone.shot + changes].colour
+    return Question(
+        family=family,
+        text=f"Which colour comes {('one change', 'two changes')[changes - 1]} after the {tone.name} tone?",
+        answer=answer,
+        options=COLOURS,
+        trajectory=(
+            TextStep(text=f"The tone: {tone.name}"),
+            look(scene, tone.shot),
+            TextStep(text=f" {here}. Then:"),
+            look(scene, tone.shot + changes),
+            TextStep(text=f" {answer}. Answer: {answer}"),
+        ),
+    )

@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,11 +132,10 @@ def newest_sound(storage: Storage, scratch: Path, *, leads_node: bool) -> tuple[
     """
     steps, refused = gather(storage.steps())[0], []
     for step in steps:
-        folder = Path(storage.path(checkpoint_name(step))) if storage.is_local else scratch
-        problem = _try_fetch(storage, step, folder) if leads_node else None
+        problem = _problem_of(storage, step, scratch) if leads_node else None
         problems = [text for text in gather(problem) if text]
         if not problems:
-            return step, folder
+            return step, _local_folder(storage, step, scratch)
         refused += problems[:1]
         if dist.get_rank() == 0:
             print(f"checkpoint refused: {problems[0]}", flush=True)
@@ -172,8 +172,9 @@ def prune(storage: Storage, keep: int, *, also: Collection[int] = ()) -> None:
     Older ones go, and half-written ones before the newest.
     """
     complete = storage.steps()
+    kept = {*complete[:keep], *(set(also) & set(complete))}
     for step in storage.steps(complete=False):
-        if complete and step < complete[0] and step not in (*complete[:keep], *(set(also) & set(complete))):
+        if complete and step < complete[0] and step not in kept:
             storage.remove(checkpoint_name(step))
 
 
@@ -182,11 +183,23 @@ def fetch(storage: Storage, step: int, scratch: Path) -> Path:
 
     Raises DamagedCheckpointError.
     """
-    folder = Path(storage.path(checkpoint_name(step))) if storage.is_local else scratch
-    problem = _try_fetch(storage, step, folder)
-    if problem:
-        raise DamagedCheckpointError(problem)
+    name, folder = checkpoint_name(step), _local_folder(storage, step, scratch)
+    if not storage.is_local:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        pyarrow.fs.copy_files(
+            storage.path(name), str(folder), source_filesystem=storage.files,
+            destination_filesystem=pyarrow.fs.LocalFileSystem(),
+        )  # fmt: skip
+    check(folder, name=storage.path(name))
     return folder
+
+
+def own_scratch(kind: str, *whose: object) -> Path:
+    """A place below the temporary folder that is always the same for one owner: what a killed attempt has left there is
+    found and cleared, not added to."""
+    name = hashlib.sha256(":".join(map(str, whose)).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"{kind}-{name}"
 
 
 def gather(value: Any) -> list[Any]:
@@ -196,18 +209,14 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def _try_fetch(storage: Storage, step: int, folder: Path) -> str | None:
-    """What is wrong with the checkpoint, or None once it lies sound in the folder."""
-    name = checkpoint_name(step)
+def _local_folder(storage: Storage, step: int, scratch: Path) -> Path:
+    return Path(storage.path(checkpoint_name(step))) if storage.is_local else scratch
+
+
+def _problem_of(storage: Storage, step: int, scratch: Path) -> str | None:
+    """What is wrong with the checkpoint, or None once it lies sound in its local folder."""
     try:
-        if not storage.is_local:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            pyarrow.fs.copy_files(
-                storage.path(name), str(folder), source_filesystem=storage.files,
-                destination_filesystem=pyarrow.fs.LocalFileSystem(),
-            )  # fmt: skip
-        check(folder, name=storage.path(name))
+        fetch(storage, step, scratch)
     except DamagedCheckpointError as error:
         return str(error)
     return None

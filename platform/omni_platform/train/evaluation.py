@@ -71,9 +71,27 @@ def best_step(storage: Storage, config: TrainConfig) -> int | None:
 
     Raises ValueError where evaluations have no figure of the configured name.
     """
+    return _best(_evaluations(storage), config)
+
+
+def to_keep(storage: Storage, config: TrainConfig, total_steps: int) -> set[int]:
+    """Checkpoints that stay beside the newest: the best, and those whose evaluation is still to come."""
+    if config.eval_dataset_dir is None:
+        return set()
+    evaluations = _evaluations(storage)
+    waiting = {step for step, figures in evaluations.items() if figures is None and is_due(config, step, total_steps)}
+    best = _best(evaluations, config)
+    return waiting if best is None else waiting | {best}
+
+
+def _evaluations(storage: Storage) -> dict[int, dict[str, float] | None]:
+    """What `read_evaluation` finds for every complete checkpoint."""
+    return {step: read_evaluation(storage, step) for step in storage.steps()}
+
+
+def _best(evaluations: dict[int, dict[str, float] | None], config: TrainConfig) -> int | None:
     found: dict[int, float] = {}
-    for step in storage.steps():
-        figures = read_evaluation(storage, step)
+    for step, figures in evaluations.items():
         if figures is None:
             continue
         if config.metric_for_best_model not in figures:
@@ -82,15 +100,6 @@ def best_step(storage: Storage, config: TrainConfig) -> int | None:
             )
         found[step] = figures[config.metric_for_best_model] * (1 if config.greater_is_better else -1)
     return max(found, key=lambda step: (found[step], step)) if found else None
-
-
-def to_keep(storage: Storage, config: TrainConfig, total_steps: int) -> set[int]:
-    """Checkpoints that stay beside the newest: the best, and those whose evaluation is still to come."""
-    if config.eval_dataset_dir is None:
-        return set()
-    waiting = {s for s in storage.steps() if is_due(config, s, total_steps) and read_evaluation(storage, s) is None}
-    best = best_step(storage, config)
-    return waiting if best is None else waiting | {best}
 
 
 def _fill(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import io
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from omni_platform.train.checkpoint import own_scratch
+
 
 def load_resharded(engine: Any, folder: Path, tag: str, *, leads_node: bool) -> None:
     """Load what any number of workers saved below `folder`/`tag` into a DeepSpeed engine. Every worker calls it."""
-    name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
-    whole = Path(tempfile.gettempdir()) / f"resharded-{name}"
+    whole = own_scratch("resharded", folder)
     if leads_node:
         _convert(folder / tag, whole / tag)
     dist.barrier()

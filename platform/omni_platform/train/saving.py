@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-import tempfile
 import time
-from pathlib import Path
 
 import torch.distributed as dist
 
-from omni_platform.train.checkpoint import newest_sound, prune
+from omni_platform.train.checkpoint import newest_sound, own_scratch, prune
 from omni_platform.train.config import TrainConfig
 from omni_platform.train.engine import Engine
 from omni_platform.train.evaluation import is_due, to_keep
@@ -94,7 +91,7 @@ def resume(place: Place, engine: Engine, config: TrainConfig, plan: Plan, goodpu
     belong to one worker each, are seeded anew by step and worker.
     """
     # By the whole folder, not the run's name alone: two stores may hold runs of one name.
-    scratch = Path(tempfile.gettempdir()) / f"resume-{hashlib.sha256(place.storage.folder.encode()).hexdigest()[:16]}"
+    scratch = own_scratch("resume", place.storage.folder)
     found = newest_sound(place.storage, scratch, leads_node=place.leads_node)
     if found is None:
         goodput.begin()

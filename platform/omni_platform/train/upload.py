@@ -7,16 +7,14 @@ before it stays. One checkpoint is on its way at a time.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from omni_platform.train.checkpoint import Storage, copy_in, gather, make_room, mark_complete
+from omni_platform.train.checkpoint import Storage, copy_in, gather, make_room, mark_complete, own_scratch
 
 
 class UploadError(RuntimeError):
@@ -31,9 +29,7 @@ class Uploader:
         self._thread: threading.Thread | None = None
         self._step = -1
         self._outcome: dict[str, Any] | Exception = {}
-        # Always the same place, so that what a killed attempt has left is cleared away and not added to.
-        name = hashlib.sha256(f"{storage.folder}:{dist.get_rank()}".encode()).hexdigest()[:16]
-        self.aside = Path(tempfile.gettempdir()) / f"checkpoint-{name}"
+        self.aside = own_scratch("checkpoint", storage.folder, dist.get_rank())
 
     @property
     def in_flight(self) -> bool:
