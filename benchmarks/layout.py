@@ -26,8 +26,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from omni_model.backbone import Encoded
-from omni_model.batch import Batch, MediaBatch, collate, join_media
+from omni_model.batch import Batch, Encoded, MediaBatch, collate, join_media
 from omni_model.folder import TINY_BASE, load_backbone
 from omni_model.keyvalues import Cache
 from omni_model.learner import Learner

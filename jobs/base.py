@@ -12,22 +12,21 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from omni_model.batch import Batch
-from omni_model.curriculum import CourseConfig, Lesson, Load, Stage, StageError, run_course
-from omni_model.folder import Preparation, save_folder
+from omni_model.curriculum import CourseConfig, Lesson, Load, Stage, StageError, Step, run_course
+from omni_model.folder import Preparation, load_backbone, save_folder
 from omni_model.methods import make_method
+from omni_model.perception import Shown, Words
 from omni_model.qwen_omni import QwenOmniBackbone
 from omni_model.sequence import prepare_media
 from omni_model.tiny import TinyConfig, build_tiny, train_tokenizer
 from omni_model.vocabulary import read_vocabulary
 from omni_platform.artifacts import Card, write_card
 from omni_platform.config import fingerprint, parse_args, to_dict
-from omni_platform.media.film import ask, corpus
-from omni_platform.media.scene import make_scene
-from omni_platform.media.synth import render_frames, render_waveform
+from omni_platform.media.film import OF_SYNC_SCENES, ask, corpus
+from omni_platform.media.scene import COLOURS, SHAPES, TONES, Scene, make_scene, make_sync_scene
+from omni_platform.media.synth import render_clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +40,21 @@ class BaseConfig:
     """Tried in this order until one gets through all stages."""
     film_seed: int = 100
     held_out_film_seed: int = 900
+    sync_every: int = 3
+    """Where a stage asks about synchrony too, one lesson in so many is about it."""
     num_threads: int = 1
     num_loaders: int = 1
     """Processes that render lessons."""
     output_dir: str = "outputs/tiny_base"
+    resume_dir: str | None = None
+    """What an earlier run left after the stage before `first_stage`; its history is kept."""
+    first_stage: str | None = None
+    """With `resume_dir`: the stage to go on with."""
 
 
 CONFIG = BaseConfig
+_TONES = (*TONES, "none")
+_WORDS = Words(visual=(len(COLOURS), len(SHAPES)), audio=(len(_TONES),))
 
 
 @dataclass(frozen=True)
@@ -58,15 +65,34 @@ class FilmTeacher:
 
     def __call__(self, number: int, stage: Stage) -> Lesson:
         seed = self.config.held_out_film_seed if number < 0 else self.config.film_seed
-        scene = make_scene(seed=seed, index=abs(number), num_shots=stage.num_shots)
-        fps = self.config.preparation.fps
-        times_s = np.arange(round(scene.duration_s * fps)) / fps
-        side_px = int(self.config.preparation.video_max_pixels**0.5)
-        frames = render_frames(scene, times_s=times_s, side_px=side_px)
-        media = prepare_media(frames, sample_fps=fps, waveform=render_waveform(scene))
         families = tuple(family for family, count in stage.mix.items() for _ in range(count))
+        of_sync = tuple(family for family in families if family in OF_SYNC_SCENES)
+        if of_sync and abs(number) % self.config.sync_every == 0:
+            scene, families = make_sync_scene(seed=seed, index=abs(number)), of_sync
+        else:
+            scene = make_scene(seed=seed, index=abs(number), num_shots=stage.num_shots)
+            families = tuple(family for family in families if family not in OF_SYNC_SCENES)
+        preparation = self.config.preparation
+        side_px = int(preparation.video_max_pixels**0.5)
+        frames, fps, waveform = render_clip(scene, fps=preparation.fps, side_px=side_px)
+        media = prepare_media(frames, sample_fps=fps, waveform=waveform)
         questions = tuple((q.family, q.text, q.answer) for q in ask(scene, families))
-        return Lesson(media=media, questions=questions)
+        return Lesson(media=media, questions=questions, shown=_shown(scene) if stage.perception_weight else ())
+
+
+def _shown(scene: Scene) -> tuple[Shown, ...]:
+    """What each shot shows and sounds like; nothing for scenes of synchrony, whose moments are shorter than a shot."""
+    if scene.flash is not None:
+        return ()
+    return tuple(
+        Shown(
+            start_s=k * scene.shot_s,
+            end_s=(k + 1) * scene.shot_s,
+            visual=(COLOURS.index(shot.colour), SHAPES.index(shot.shape)),
+            audio=(_TONES.index(scene.tone_in(k)),),
+        )
+        for k, shot in enumerate(scene.shots)
+    )
 
 
 def main() -> None:
@@ -88,6 +114,8 @@ def teach_base(config: BaseConfig, seed: int) -> None:
     tokenizer = train_tokenizer(corpus(), vocab_size=config.tiny.vocab_size)
     vocabulary = read_vocabulary(tokenizer)
     backbone = QwenOmniBackbone(build_tiny(config.tiny, vocabulary, seed=seed))
+    if config.resume_dir is not None:
+        backbone.load_state_dict(load_backbone(config.resume_dir).backbone.state_dict())
     method = make_method("sft")
     save = partial(
         save_folder,
@@ -98,29 +126,52 @@ def teach_base(config: BaseConfig, seed: int) -> None:
         heads=method.build_heads(backbone.width),
         preparation=config.preparation,
     )
-    history: list[dict] = []
+    torch.manual_seed(seed)
+    history: list[dict] = _earlier_history(config)
 
     def report(stage: str, clips: int, figures: dict[str, float]) -> None:
         history.append({"stage": stage, "clips": clips, **figures})
+        _write_history(config, seed, history)
         print(f"{stage:>10} {clips:6d} clips  " + "  ".join(f"{k} {v:.2f}" for k, v in figures.items()), flush=True)
         save()  # a run that is ended leaves its last state; only a finished one has a card
 
     teacher = FilmTeacher(config)
-    run_course(backbone, tokenizer, vocabulary, config.course, teach=teacher, report=report, load=_loader(config))
+    run_course(
+        backbone,
+        tokenizer,
+        vocabulary,
+        config.course,
+        teach=teacher,
+        report=report,
+        load=_loader(config),
+        words=_WORDS,
+        first_stage=config.first_stage,
+    )
     _write_card(config, seed, history)
 
 
 def _write_card(config: BaseConfig, seed: int, history: list[dict]) -> None:
     folder = Path(config.output_dir)
-    (folder / "history.json").write_text(json.dumps({"seed": seed, "history": history}, indent=1) + "\n")
     last_of_each_stage = {row["stage"]: row for row in history}.values()
     counts = {"seed": seed, "clips": sum(row["clips"] for row in last_of_each_stage)}
     resolved = {"config": to_dict(config), "config_fingerprint": fingerprint(config)}
     write_card(folder, Card(name="tiny_base", counts=counts, **resolved))
 
 
+def _write_history(config: BaseConfig, seed: int, history: list[dict]) -> None:
+    folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "history.json").write_text(json.dumps({"seed": seed, "history": history}, indent=1) + "\n")
+
+
+def _earlier_history(config: BaseConfig) -> list[dict]:
+    if config.resume_dir is None:
+        return []
+    return json.loads((Path(config.resume_dir) / "history.json").read_text())["history"]
+
+
 def _loader(config: BaseConfig) -> Load:
-    def load(make: Callable[[int], Batch], steps: Iterable[int]) -> Iterator[Batch]:
+    def load(make: Callable[[int], Step], steps: Iterable[int]) -> Iterator[Step]:
         batches = _Batches(make, list(steps))
         return iter(torch.utils.data.DataLoader(batches, batch_size=None, num_workers=config.num_loaders))
 
@@ -129,13 +180,13 @@ def _loader(config: BaseConfig) -> Load:
 
 @dataclass(frozen=True)
 class _Batches(torch.utils.data.Dataset):
-    make: Callable[[int], Batch]
+    make: Callable[[int], Step]
     steps: list[int]
 
     def __len__(self) -> int:
         return len(self.steps)
 
-    def __getitem__(self, i: int) -> Batch:
+    def __getitem__(self, i: int) -> Step:
         return self.make(self.steps[i])
 
 

@@ -79,7 +79,7 @@ class AnchorEncoder:
         """
         if not spans:
             return np.zeros((0, self.num_visual + self.num_audio, self.dim), np.float32)
-        pieces = [_cut(frames, sample_fps, waveform, span) for span in spans]
+        pieces = [cut_segment(frames, sample_fps, waveform, span) for span in spans]
         encoded = self.backbone.encode(_to(join_media(pieces), self.device))
         visual = encoded.visual_ND.split([m.num_visual_tokens for m in pieces])
         audio = encoded.audio_ND.split([m.num_audio_tokens for m in pieces])
@@ -114,7 +114,7 @@ def build_clip_encoder(
     )
 
 
-def _cut(frames: np.ndarray, sample_fps: float, waveform: np.ndarray | None, span: tuple[float, float]) -> Media:
+def cut_segment(frames: np.ndarray, sample_fps: float, waveform: np.ndarray | None, span: tuple[float, float]) -> Media:
     """The frames on screen and the sound heard in [start, end); at least one temporal patch of frames."""
     start_s, end_s = span
     first = min(int(np.ceil(start_s * sample_fps - 1e-6)), len(frames) - TEMPORAL_PATCH)

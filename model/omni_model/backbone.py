@@ -4,24 +4,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import nn
 
-from omni_model.batch import MediaBatch
+from omni_model.batch import Encoded, MediaBatch
 from omni_model.keyvalues import Cache
-
-
-@dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """What the towers made of a batch's clips, in the language model's embedding space."""
-
-    visual_ND: torch.Tensor
-    """All visual tokens, clip after clip."""
-    audio_ND: torch.Tensor
-    """All audio tokens of the clips with sound, clip after clip."""
 
 
 class Backbone(Protocol):

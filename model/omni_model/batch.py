@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from omni_model.sequence import IGNORE, Kind, Media, Plan
+from omni_model.sequence import IGNORE, EncodedClip, Kind, Media, Plan
 
 _SILENT_MEL_FRAMES = 20
 """A fifth of a second: more than the audio tower's convolutions and pooling swallow."""
@@ -30,6 +30,28 @@ class MediaBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """What the towers made of a batch's clips, in the language model's embedding space."""
+
+    visual_ND: torch.Tensor
+    """All visual tokens, clip after clip."""
+    audio_ND: torch.Tensor
+    """All audio tokens of the clips with sound, clip after clip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedClips:
+    """Rows that begin with the same clip: it is run once, and its keys and values serve all of them."""
+
+    first_C: torch.Tensor
+    """int64: a row that begins with each clip."""
+    clip_B: torch.Tensor
+    """int64: which clip a row begins with."""
+    lengths_C: torch.Tensor
+    """int64: how many positions the rows of a clip share."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """Everything the model needs for one forward."""
 
@@ -47,11 +69,14 @@ class Batch:
     """Start and end of the segment each phase looks at."""
     num_visual: int
     num_audio: int
-    media: MediaBatch
+    media: MediaBatch | Encoded
+    """The clips, each once, as the towers take them; or what they made of them, where that was kept."""
     anchors_BPKD: torch.Tensor | None = None
     """Targets of the latents, None in evaluation."""
     has_stand_in_sound: bool = False
     """The only sound is silence that no position takes, so that the audio tower runs all the same."""
+    shared: SharedClips | None = None
+    """None where every row has a clip of its own."""
 
     @property
     def num_slots(self) -> int:
@@ -65,7 +90,7 @@ class Batch:
 def _move(value, device):
     if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=True)
-    if isinstance(value, MediaBatch):
+    if isinstance(value, (MediaBatch, Encoded, SharedClips)):
         return replace(value, **{f.name: getattr(value, f.name).to(device) for f in fields(value)})
     return value
 
@@ -76,8 +101,10 @@ def collate(
     anchors: Sequence[torch.Tensor] | None = None,
     min_phases: int = 0,
     always_sound: bool = False,
+    share_clips: bool = False,
 ) -> Batch:
-    """Pad plans to one length. `anchors` holds per row float32 (phases, K, D).
+    """Pad plans to one length. `anchors` holds per row float32 (phases, K, D). With `share_clips`
+    plans about one and the same media object share its clip, which is then encoded and run once.
 
     Ranks that gather weights together must run equally many forwards: `min_phases` pads the phase axis. Ranks that
     exchange gradients must have those of the same weights: `always_sound` gives a batch of mute clips a moment of
@@ -87,24 +114,38 @@ def collate(
     length = max(len(p) for p in plans)
     phases = max(min_phases, *(len(p.spans) for p in plans))
     num_visual, num_audio = _slot_counts(plans)
-    media = join_media([p.media for p in plans])
-    stand_in = always_sound and len(media.mel_lengths) == 0
+    clip_of, clips = _find_clips(plans) if share_clips else (list(range(len(plans))),) * 2
+    media = _join([plans[first].media for first in clips])
+    stand_in = always_sound and isinstance(media, MediaBatch) and len(media.mel_lengths) == 0
     return Batch(
         input_ids_BL=_pad([p.input_ids for p in plans], length, 0),
         kinds_BL=_pad([p.kinds for p in plans], length, int(Kind.PAD)),
         labels_BL=_pad([p.labels for p in plans], length, IGNORE),
         position_ids_3BL=torch.stack([_pad([p.position_ids[a] for p in plans], length, 0) for a in range(3)]),
-        source_BL=_pad(_global_sources(plans), length, -1),
+        source_BL=_pad(_global_sources(plans, clip_of, clips), length, -1),
         times_s_BL=_pad([p.times_s for p in plans], length, float("nan")),
         blocks_BL=_pad([p.blocks for p in plans], length, 0),
         triggers_BP=_pad([torch.tensor([s.trigger for s in p.spans]).long() for p in plans], phases, -1),
         looks_s_BP2=torch.stack([_looks(p, phases) for p in plans]),
         num_visual=num_visual,
         num_audio=num_audio,
-        media=_with_silence(media) if stand_in else media,
+        media=_with_silence(media) if stand_in and isinstance(media, MediaBatch) else media,
         anchors_BPKD=None if anchors is None else _pad_anchors(plans, anchors, phases),
         has_stand_in_sound=stand_in,
+        shared=_share(plans, clip_of, clips) if len(clips) < len(plans) else None,
     )
+
+
+def _join(media: Sequence[Media | EncodedClip]) -> MediaBatch | Encoded:
+    """Clips one after the other, or what the towers made of them. A batch holds clips of one sort."""
+    encoded = [m for m in media if isinstance(m, EncodedClip)]
+    if encoded:
+        if len(encoded) < len(media):
+            raise ValueError("a batch holds either encoded clips or clips to encode, not both")
+        return Encoded(
+            visual_ND=torch.cat([m.visual_ND for m in encoded]), audio_ND=torch.cat([m.audio_ND for m in encoded])
+        )
+    return join_media([m for m in media if isinstance(m, Media)])
 
 
 def join_media(media: Sequence[Media]) -> MediaBatch:
@@ -130,17 +171,33 @@ def _slot_counts(plans: Sequence[Plan]) -> tuple[int, int]:
     return counts.pop() if counts else (0, 0)
 
 
-def _global_sources(plans: Sequence[Plan]) -> list[torch.Tensor]:
-    """Tower rows counted over the whole batch instead of within each clip."""
-    visual_start = audio_start = 0
+def _find_clips(plans: Sequence[Plan]) -> tuple[list[int], list[int]]:
+    """Which clip each row begins with, and the first row of each clip."""
+    seen: dict[int, int] = {}
+    clip_of = [seen.setdefault(id(plan.media), len(seen)) for plan in plans]
+    return clip_of, [clip_of.index(clip) for clip in range(len(seen))]
+
+
+def _share(plans: Sequence[Plan], clip_of: list[int], clips: list[int]) -> SharedClips:
+    lengths = [plans[first].prefix_length for first in clips]
+    if any(lengths[clip] != plan.prefix_length for plan, clip in zip(plans, clip_of, strict=True)):
+        raise ValueError("rows that share a clip must begin alike: give them the same system prompt")
+    return SharedClips(
+        first_C=torch.tensor(clips), clip_B=torch.tensor(clip_of), lengths_C=torch.tensor(lengths)
+    )
+
+
+def _global_sources(plans: Sequence[Plan], clip_of: list[int], clips: list[int]) -> list[torch.Tensor]:
+    """Tower rows counted over the clips of the whole batch instead of within each."""
+    starts = [(0, 0)]
+    for first in clips:
+        media = plans[first].media
+        starts.append((starts[-1][0] + media.num_visual_tokens, starts[-1][1] + media.num_audio_tokens))
     sources = []
-    for plan in plans:
+    for plan, clip in zip(plans, clip_of, strict=True):
         shift = torch.zeros_like(plan.source)
-        shift[plan.kinds == Kind.VISUAL] = visual_start
-        shift[plan.kinds == Kind.AUDIO] = audio_start
+        shift[plan.kinds == Kind.VISUAL], shift[plan.kinds == Kind.AUDIO] = starts[clip]
         sources.append(plan.source + shift)
-        visual_start += plan.media.num_visual_tokens
-        audio_start += plan.media.num_audio_tokens
     return sources
 
 

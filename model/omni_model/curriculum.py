@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from omni_model.batch import Batch, collate
+from omni_model.batch import Batch, Encoded, collate
 from omni_model.embedding import embed_batch
 from omni_model.losses import learned_positions
 from omni_model.masks import allowed, look_at, with_self
+from omni_model.perception import Perception, Shown, Words
 from omni_model.qwen_omni import QwenOmniBackbone
 from omni_model.sequence import IGNORE, Kind, Media, Plan, PlanBuilder
 from omni_model.vocabulary import Vocabulary
@@ -41,6 +42,8 @@ class Stage:
     """Where the stage gives up."""
     num_shots: int = 6
     """Length of the clips: short ones first make captions click several times sooner."""
+    perception_weight: float = 0.0
+    """Weight of naming each moment straight from the towers (`perception.py`)."""
     learning_rate: float = 2e-3
 
 
@@ -65,6 +68,8 @@ class Lesson:
     media: Media
     questions: tuple[tuple[str, str, str], ...]
     """(family, question, answer)"""
+    shown: tuple[Shown, ...] = ()
+    """What its moments hold, for stages with `perception_weight`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +79,16 @@ class Packed:
     plan: Plan
     families: tuple[str, ...]
     """Family of block 1, 2, …"""
+    shown: tuple[Shown, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one optimizer step learns from."""
+
+    batch: Batch
+    shown: tuple[tuple[Shown, ...], ...]
+    """Moments of every row."""
 
 
 class StageError(RuntimeError):
@@ -82,8 +97,8 @@ class StageError(RuntimeError):
 
 Teach = Callable[[int, Stage], Lesson]
 """Lesson number i of a stage; negative numbers are held out."""
-Load = Callable[[Callable[[int], Batch], Iterable[int]], Iterator[Batch]]
-"""Maps step numbers to batches, perhaps in worker processes."""
+Load = Callable[[Callable[[int], Step], Iterable[int]], Iterator[Step]]
+"""Maps step numbers to what they learn from, perhaps in worker processes."""
 Report = Callable[[str, int, dict[str, float]], None]
 """(stage, clips seen in it, figures), called at every evaluation."""
 
@@ -103,7 +118,8 @@ class Packer:
         for _, question, answer in lesson.questions:
             builder.new_block().question_turn(question)
             builder.text(f" {answer}", Kind.TEXT, learn=True).end_turn()
-        return Packed(plan=builder.build(), families=tuple(family for family, _, _ in lesson.questions))
+        families = tuple(family for family, _, _ in lesson.questions)
+        return Packed(plan=builder.build(), families=families, shown=lesson.shown)
 
 
 @dataclass(frozen=True)
@@ -115,9 +131,10 @@ class BatchMaker:
     first: int
     """Number of the stage's first lesson."""
 
-    def __call__(self, step: int) -> Batch:
+    def __call__(self, step: int) -> Step:
         start = self.first + step * self.clips_per_step
-        return collate([self.packer(number).plan for number in range(start, start + self.clips_per_step)])
+        packed = [self.packer(number) for number in range(start, start + self.clips_per_step)]
+        return Step(batch=collate([lesson.plan for lesson in packed]), shown=tuple(lesson.shown for lesson in packed))
 
 
 def run_course(
@@ -129,45 +146,63 @@ def run_course(
     teach: Teach,
     report: Report,
     load: Load = map,
+    words: Words | None = None,
+    first_stage: str | None = None,
 ) -> dict[str, float]:
-    """Take the model through all stages; returns the last held-out accuracies by family.
+    """Take the model through all stages, or from `first_stage` on; returns the last held-out accuracies by family.
 
-    Raises `StageError` where a gate is not reached.
+    A stage begins with a new optimizer and clips of its own, so that going on from what the stage before left is as good
+    as one run. `words` are needed where a stage has a `perception_weight`. Raises `StageError` where a gate is not
+    reached, `ValueError` for a stage that is not in the course.
     """
+    names = [stage.name for stage in config.stages]
+    if first_stage is not None and first_stage not in names:
+        raise ValueError(f"the course has no stage {first_stage!r}; it has {', '.join(names)}")
+    perception = None if words is None else Perception(backbone.width, words)
     figures: dict[str, float] = {}
-    first = 0
+    first, begun = 0, first_stage is None
     for stage in config.stages:
+        begun = begun or stage.name == first_stage
+        if not begun:
+            first += stage.max_clips
+            continue
         packer = Packer(tokenizer, vocabulary, teach, stage)
         maker = BatchMaker(packer, config.clips_per_step, first)
-        batches = load(maker, range(stage.max_clips // config.clips_per_step))
+        steps = load(maker, range(stage.max_clips // config.clips_per_step))
         held_out = [packer(-1 - i) for i in range(config.eval_clips)]
-        figures = _run_stage(backbone, stage, config, batches, held_out, report)
+        figures = _run_stage(backbone, perception, stage, config, steps, held_out, report)
         first += stage.max_clips
     return figures
 
 
 def _run_stage(
     backbone: QwenOmniBackbone,
+    perception: Perception | None,
     stage: Stage,
     config: CourseConfig,
-    batches: Iterator[Batch],
+    steps: Iterator[Step],
     held_out: Sequence[Packed],
     report: Report,
 ) -> dict[str, float]:
+    if perception is None and stage.perception_weight:
+        raise ValueError(f"stage {stage.name} has a perception_weight, and nobody told the words that it needs")
+    learned = [*backbone.parameters(), *(perception.parameters() if perception is not None else ())]
     optimizer = torch.optim.AdamW(
-        backbone.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
+        learned, lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
     )
     started, losses, figures = time.monotonic(), [], {}
-    for step, batch in enumerate(batches, start=1):
+    for number, step in enumerate(steps, start=1):
         for group in optimizer.param_groups:
-            group["lr"] = stage.learning_rate * min(1.0, step / config.warmup_steps)
-        loss, _ = packed_loss(backbone, batch)
+            group["lr"] = stage.learning_rate * min(1.0, number / config.warmup_steps)
+        loss, _, encoded = packed_loss(backbone, step.batch)
+        if perception is not None and stage.perception_weight:
+            loss = loss + stage.perception_weight * perception(encoded, step.batch, step.shown)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(backbone.parameters(), config.max_grad_norm)
+        nn.utils.clip_grad_norm_(learned, config.max_grad_norm)
         optimizer.step()
         losses.append(loss.item())
-        clips = step * config.clips_per_step
+        clips = number * config.clips_per_step
         if clips % config.eval_every_clips >= config.clips_per_step:
             continue
         figures = accuracy_by_family(backbone, held_out, config.clips_per_step)
@@ -179,22 +214,23 @@ def _run_stage(
     raise StageError(f"stage {stage.name} did not reach {stage.until} within {stage.max_clips} clips: {figures}")
 
 
-def packed_loss(backbone: QwenOmniBackbone, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean cross-entropy over learned tokens, and bool (B, L): the token at a position was predicted right."""
-    hidden_BLD = run_packed(backbone, batch)
+def packed_loss(backbone: QwenOmniBackbone, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, Encoded]:
+    """Mean cross-entropy over learned tokens; bool (B, L), the token there was predicted right; the clips' features."""
+    hidden_BLD, encoded = run_packed(backbone, batch)
     learned, wanted = learned_positions(batch.labels_BL)
     logits = backbone.logits(hidden_BLD[:, :-1][learned])
     right = torch.zeros_like(batch.labels_BL, dtype=torch.bool)
     right[:, 1:][learned] = logits.argmax(-1) == wanted
-    return F.cross_entropy(logits, wanted), right
+    return F.cross_entropy(logits, wanted), right, encoded
 
 
-def run_packed(backbone: QwenOmniBackbone, batch: Batch) -> torch.Tensor:
-    """One forward over packed sequences without latents: hidden states (B, L, D)."""
+def run_packed(backbone: QwenOmniBackbone, batch: Batch) -> tuple[torch.Tensor, Encoded]:
+    """One forward over packed sequences without latents: hidden states (B, L, D), and what the towers made."""
     seen = look_at(batch.kinds_BL, batch.blocks_BL)
     mask = with_self(allowed(seen, seen, bottleneck="none", training=True))
-    inputs = embed_batch(backbone, batch).inputs_BLD
-    return backbone.run(inputs, position_ids_3BQ=batch.position_ids_3BL, mask_BQK=mask)
+    embedded = embed_batch(backbone, batch)
+    hidden_BLD = backbone.run(embedded.inputs_BLD, position_ids_3BQ=batch.position_ids_3BL, mask_BQK=mask)
+    return hidden_BLD, embedded.encoded
 
 
 @torch.no_grad()
@@ -203,7 +239,7 @@ def accuracy_by_family(backbone: QwenOmniBackbone, lessons: Sequence[Packed], ro
     hits: dict[str, list[float]] = defaultdict(list)
     for start in range(0, len(lessons), rows):
         part = lessons[start : start + rows]
-        _, right_BL = packed_loss(backbone, collate([lesson.plan for lesson in part]))
+        _, right_BL, _ = packed_loss(backbone, collate([lesson.plan for lesson in part]))
         for lesson, right_L in zip(part, right_BL, strict=True):
             plan = lesson.plan
             counts = (plan.labels != IGNORE) & (plan.labels.roll(-1) != IGNORE)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from omni_model.backbone import Backbone, Encoded
-from omni_model.batch import Batch
+from omni_model.backbone import Backbone
+from omni_model.batch import Batch, Encoded
 from omni_model.sequence import Kind
 
 
@@ -26,7 +26,7 @@ def embed_batch(backbone: Backbone, batch: Batch) -> Embedded:
 
     Raises `ValueError` where the towers made another number of features than the sequence has places for.
     """
-    encoded = backbone.encode(batch.media)
+    encoded = batch.media if isinstance(batch.media, Encoded) else backbone.encode(batch.media)
     inputs = backbone.embed(batch.input_ids_BL)
     if batch.has_stand_in_sound:
         # Nothing of it is used, yet it stays in the graph: the backward pass must visit the audio tower too.
@@ -34,9 +34,10 @@ def embed_batch(backbone: Backbone, batch: Batch) -> Embedded:
         encoded = replace(encoded, audio_ND=encoded.audio_ND[:0])
     for kind, features in ((Kind.VISUAL, encoded.visual_ND), (Kind.AUDIO, encoded.audio_ND)):
         place_BL = batch.kinds_BL == kind
-        if int(place_BL.sum()) != len(features):
+        places = int((place_BL if batch.shared is None else place_BL[batch.shared.first_C]).sum())
+        if places != len(features):
             raise ValueError(
-                f"the {kind.name.lower()} tower made {len(features)} features for {int(place_BL.sum())} places; "
+                f"the {kind.name.lower()} tower made {len(features)} features for {places} places; "
                 "the plan and the media of this batch do not belong together"
             )
         rows = batch.source_BL[place_BL]

@@ -1,36 +1,48 @@
-"""Examine an exported model on a batch of questions under every condition: its own, blind, and latents exchanged."""
+"""Examine an exported model on a batch of questions under every condition: as it is, blind, and interfered with."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from omni_model.generate import LatentOverride, Rollout
+from omni_model.anchors import AnchorEncoder
+from omni_model.folder import load_folder
+from omni_model.generate import Rollout, generate
+from omni_model.measures import measure, summarise_measures
+from omni_model.moments import Moments, Span, moments_of
 from omni_model.probes import (
     BLIND,
-    LATENT_CONTROLS,
-    LatentControl,
+    INTERVENTIONS,
+    Intervention,
+    Name,
     blind,
     choose_donors,
-    control,
+    intervene,
+    interventions_for,
     paired_difference,
 )
-from omni_model.reason import Ask, Reasoner, Reply, load_reasoner
+from omni_model.reason import Ask, Reasoner, Reply
 from omni_model.rows import PreparedRow
-from omni_model.scoring import accuracy, accuracy_by_type, chance
+from omni_model.scoring import accuracy, accuracy_by_type, chance, parse_answer
+from omni_model.sequence import Plan
 
 OWN = "own"
-CONDITIONS: tuple[str, ...] = (OWN, *BLIND, *(f"latents_{c}" for c in LATENT_CONTROLS))
+CONDITIONS: tuple[str, ...] = (OWN, *BLIND, "latents_zero", "latents_noise", "latents_other", "latents_gold")
+"""What every evaluation runs."""
+ALL_CONDITIONS: tuple[str, ...] = (OWN, *BLIND, *INTERVENTIONS)
+"""Every probe there is, at about twice the time."""
 
 
 class Examiner:
     """A model in an actor, answering batches of questions under the given conditions.
 
-    Conditions on latents are left out for methods that have none.
+    Conditions that change nothing for the model's method are left out (`interventions_for`). `measured` adds to the
+    model's own records where it looks, what its latents are like, and what a linear probe reads (`measure`).
     """
 
     def __init__(
@@ -38,61 +50,159 @@ class Examiner:
         folder: str,
         *,
         conditions: Sequence[str] = CONDITIONS,
+        measured: bool = False,
         max_new_tokens: int = 64,
         max_phases: int = 4,
         device: str = "auto",
     ) -> None:
-        unknown = set(conditions) - set(CONDITIONS)
+        unknown = set(conditions) - set(ALL_CONDITIONS)
         if unknown:
-            raise ValueError(f"unknown conditions {sorted(unknown)}; known: {', '.join(CONDITIONS)}")
-        self._reasoner: Reasoner = load_reasoner(folder, device)
-        self._conditions = tuple(conditions)
-        self._limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "max_phases": max_phases}
+            raise ValueError(f"unknown conditions {sorted(unknown)}; known: {', '.join(ALL_CONDITIONS)}")
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+        self._model = load_folder(folder, dtype=dtype)
+        self._reasoner = Reasoner(self._model, device)
+        self._conditions, self._measured, self._device = tuple(conditions), measured, device
+        self._max_new_tokens, self._max_phases = max_new_tokens, max_phases
 
     def __call__(self, rows: Sequence[PreparedRow]) -> list[dict[str, Any]]:
         """One record per row and condition: what was answered and whether it is right."""
         asks = [_ask(row) for row in rows]
-        plans = [self._reasoner.plan(ask) for ask in asks]
-        own = self._reasoner.rollouts(plans, **self._limits)
-        records = self._records(rows, OWN, self._reasoner.replies(asks, plans, own))
+        plans = self._plans(rows, asks)
+        usual = Intervention(method=self._model.method, max_phases=self._max_phases)
+        own = self._rollouts(plans, usual)
+        records = self._records(rows, OWN, own)
+        self._add_own(records, rows, asks, plans, own)
         for which in BLIND:
             if which in self._conditions:
-                replies = self._reasoner.answer([blind(ask, which) for ask in asks], **self._limits)
-                records += self._records(rows, which, replies)
-        for which in LATENT_CONTROLS:
-            # Also where this batch never looked: every condition must answer every question.
-            if f"latents_{which}" in self._conditions and self._reasoner.num_slots:
-                changed = self._reasoner.rollouts(plans, override=_override(which, rows, own), **self._limits)
-                replies = self._reasoner.replies(asks, plans, changed)
-                records += self._records(rows, f"latents_{which}", replies)
+                changed = self._rollouts(self._plans(rows, [blind(ask, which) for ask in asks]), usual)
+                records += self._records(rows, which, changed)
+        # Also where this batch never looked: every condition must answer every question.
+        for name in interventions_for(self._model.method, gold=self._has_gold(rows)):
+            if name in self._conditions:
+                records += self._interfered(name, rows, plans, own)
         return records
 
-    def _records(self, rows: Sequence[PreparedRow], condition: str, replies: Sequence[Reply]) -> list[dict[str, Any]]:
-        return [
-            {
-                "sample_id": row.sample.sample_id,
-                "question_type": row.sample.question_type,
-                "condition": condition,
-                "options": list(row.sample.options),
-                "expected": row.sample.answer,
-                "answer": reply.answer,
-                "text": reply.text,
-                "right": reply.answer.lower() == row.sample.answer.lower(),
-                "latent_phases": len(reply.phases),
-                "looked_right": _looked_right(row, reply) if condition == OWN else None,
-                "completion_tokens": reply.completion_tokens,
-                "latent_steps": reply.latent_steps,
-            }
-            for row, reply in zip(rows, replies, strict=True)
-        ]
+    def _plans(self, rows: Sequence[PreparedRow], asks: Sequence[Ask]) -> list[Plan]:
+        """Prompts; those about one clip share its media, which is then encoded and run once."""
+        plans = [self._reasoner.plan(ask) for ask in asks]
+        media = {row.clip_id: plan.media for row, plan in zip(rows, plans, strict=True)}
+        return [replace(plan, media=media[row.clip_id]) for row, plan in zip(rows, plans, strict=True)]
 
+    def _rollouts(self, plans: Sequence[Plan], given: Intervention) -> list[Rollout]:
+        return generate(
+            self._model.loaded.backbone,
+            self._model.heads,
+            given.method,
+            self._model.loaded.vocabulary,
+            plans,
+            max_new_tokens=self._max_new_tokens,
+            max_phases=given.max_phases,
+            override=given.override,
+            hide_latents=given.hide_latents,
+            device=self._device,
+        )
 
-def _override(which: LatentControl, rows: Sequence[PreparedRow], own: Sequence[Rollout]) -> LatentOverride:
-    if which == "other":
-        kinds = [row.sample.question_type for row in rows]
-        return control(which, own, donors=choose_donors([row.clip_id for row in rows], kinds))
-    anchors = [torch.from_numpy(np.asarray(row.anchors, np.float32)) for row in rows]
-    return control(which, own, anchors=anchors)
+    def _interfered(
+        self, name: Name, rows: Sequence[PreparedRow], plans: Sequence[Plan], own: Sequence[Rollout]
+    ) -> list[dict[str, Any]]:
+        samples = [row.sample for row in rows]
+        donors = None
+        if name == "latents_other":
+            answers = [sample.answer for sample in samples]
+            donors = choose_donors([row.clip_id for row in rows], [s.question_type for s in samples], answers)
+        given = intervene(
+            name,
+            self._model.method,
+            own,
+            max_phases=self._max_phases,
+            donors=donors,
+            anchors=[torch.from_numpy(np.asarray(row.anchors, np.float32)) for row in rows],
+            # Another batch, another noise; the same batch, the same.
+            seed=zlib.crc32(" ".join(sample.sample_id for sample in samples).encode()),
+        )
+        records = self._records(rows, name, self._rollouts(plans, given))
+        for record, donor in zip(records, donors or [], strict=donors is not None):
+            record["donor_expected"] = samples[donor].answer
+        return records
+
+    def _has_gold(self, rows: Sequence[PreparedRow]) -> bool:
+        return all(
+            row.anchors.shape[1:] == (self._reasoner.num_slots, self._model.loaded.backbone.width) for row in rows
+        )
+
+    def _add_own(
+        self,
+        records: list[dict[str, Any]],
+        rows: Sequence[PreparedRow],
+        asks: Sequence[Ask],
+        plans: Sequence[Plan],
+        own: Sequence[Rollout],
+    ) -> None:
+        """What only own answers are asked for: the moments that latents resemble, and the measures."""
+        if self._reasoner.num_slots:
+            for record, row, reply in zip(records, rows, self._reasoner.replies(asks, plans, own), strict=True):
+                record["looked_right"] = _looked_right(row, reply)
+                record["moments"] = [
+                    {"phase": i} | asdict(moment) for i, phase in enumerate(reply.phases) for moment in phase.moments
+                ]
+        if self._measured:
+            moments = self._moments(rows) if self._reasoner.num_slots else None
+            figures = measure(
+                self._model.loaded.backbone, self._model.method, plans, own, moments=moments, device=self._device
+            )
+            for record, of_row in zip(records, figures, strict=True):
+                record["measures"] = of_row
+
+    def _moments(self, rows: Sequence[PreparedRow]) -> Moments:
+        """The looks of a batch and their rivals, encoded by the model's own towers as anchors are."""
+        model, method = self._model, self._model.method
+        encoder = AnchorEncoder(
+            backbone=model.loaded.backbone,
+            preparation=model.preparation,
+            num_visual=method.num_visual,
+            num_audio=method.num_audio,
+            tokenizer=model.loaded.tokenizer,
+            vocabulary=model.loaded.vocabulary,
+            fingerprint="",
+            device=self._device,
+        )
+
+        def encode(row: PreparedRow, spans: list[Span]) -> np.ndarray:
+            return encoder.anchors(
+                frames=encoder.prepare_frames(row.frames),
+                sample_fps=row.sample_fps,
+                waveform=row.waveform if model.preparation.use_audio_in_video else None,
+                spans=spans,
+            )
+
+        return moments_of(rows, encode)
+
+    def _records(
+        self, rows: Sequence[PreparedRow], condition: str, rollouts: Sequence[Rollout]
+    ) -> list[dict[str, Any]]:
+        return [self._record(row, condition, rollout) for row, rollout in zip(rows, rollouts, strict=True)]
+
+    def _record(self, row: PreparedRow, condition: str, rollout: Rollout) -> dict[str, Any]:
+        sample = row.sample
+        text = str(self._model.loaded.tokenizer.decode(rollout.tokens, skip_special_tokens=True)).strip()
+        answer = parse_answer(text, sample.options)
+        return {
+            "sample_id": sample.sample_id,
+            "clip_id": row.clip_id,
+            "question_type": sample.question_type,
+            "condition": condition,
+            "options": list(sample.options),
+            "expected": sample.answer,
+            "answer": answer,
+            "text": text,
+            "right": answer.lower() == sample.answer.lower(),
+            "latent_phases": len({event.phase for event in rollout.events} - {-1}),
+            "looked_right": None,
+            "completion_tokens": len(rollout.tokens),
+            "latent_steps": rollout.latent_steps,
+        }
 
 
 def _ask(row: PreparedRow) -> Ask:
@@ -118,7 +228,8 @@ def _looked_right(row: PreparedRow, reply: Reply) -> float | None:
 def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Accuracies with intervals by condition and question type, chance, and what each control costs.
 
-    `costs` are paired differences, own minus control, over the same questions.
+    `costs` are paired differences, own minus control, over the same questions. `measures` holds what was measured
+    beside the answers (`summarise_measures`) and, where latents were exchanged between clips, `donor_following`.
     """
     conditions = list(dict.fromkeys(r["condition"] for r in records))
     by_condition = {c: [r for r in records if r["condition"] == c] for c in conditions}
@@ -144,9 +255,22 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for condition, rows in by_condition.items()
             if condition != OWN
         },
+        "measures": _donor_following(by_condition.get("latents_other", [])) | summarise_measures(own),
         "unreadable_share": sum(not r["answer"] for r in own) / len(own),
         "looked_right_share": sum(looked) / len(looked) if looked else None,
         "latent_phases_mean": sum(r["latent_phases"] for r in own) / len(own),
         "completion_tokens_mean": sum(r["completion_tokens"] for r in own) / len(own),
         "latent_steps_mean": sum(r["latent_steps"] for r in own) / len(own),
     }
+
+
+def _donor_following(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How often an answer is what the donor's question asks for, where that is another option of the question."""
+    telling = [
+        r
+        for r in records
+        if r["donor_expected"].lower() != r["expected"].lower()
+        and (not r["options"] or r["donor_expected"].lower() in [option.lower() for option in r["options"]])
+    ]
+    follows = [r["answer"].lower() == r["donor_expected"].lower() for r in telling]
+    return {"donor_following": asdict(accuracy(follows))} if follows else {}

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from omni_model.backbone import Backbone
-from omni_model.batch import collate
+from omni_model.batch import Batch, collate
 from omni_model.embedding import embed_batch
 from omni_model.events import Event, LatentOverride, Rollout
 from omni_model.feedback import media_scale
@@ -24,7 +24,9 @@ from omni_model.masks import Seen, look_at
 from omni_model.methods.base import Method
 from omni_model.phase import Phase
 from omni_model.positions import place_latents
+from omni_model.prefix import feed_shared
 from omni_model.sequence import Kind, Plan
+from omni_model.slots import gather, index_range, take_positions
 from omni_model.stream import Stream
 from omni_model.vocabulary import Vocabulary
 
@@ -65,25 +67,25 @@ def generate(
     max_new_tokens: int = 64,
     max_phases: int = 4,
     override: LatentOverride | None = None,
+    hide_latents: bool = False,
     device: torch.device | str = "cpu",
 ) -> list[Rollout]:
     """Continue prompts greedily.
 
     `max_new_tokens` counts chosen tokens (triggers included, slots and stops not). After `max_phases` phases the
     trigger is banned. Batching changes nothing: a row's result is that of the row alone. With an `override` slots are
-    made one by one, because each is to follow from what was fed in place of the one before it. Raises `ValueError`
-    for prompts that hold latent phases or packed questions.
+    made one by one, because each is to follow from what was fed in place of the one before it; with `hide_latents` words
+    do not see them. Prompts about one and the same media object share its clip, which is run once. Raises
+    `ValueError` for prompts that hold latent phases or packed questions.
     """
     if any(prompt.spans or bool(prompt.blocks.any()) for prompt in prompts):
         raise ValueError("a prompt holds one question and no latent phase; lay it out with PlanBuilder.chat_prompt")
-    batch = collate(prompts).to(device)
-    stream = Stream(backbone, bottleneck=method.unroll.bottleneck, training=False)
+    batch = collate(prompts, share_clips=True).to(device)
+    stream = Stream(backbone, bottleneck=method.unroll.answering_bottleneck, training=False, hide_latents=hide_latents)
     inputs = embed_batch(backbone, batch).inputs_BLD
     media = (batch.kinds_BL == Kind.VISUAL) | (batch.kinds_BL == Kind.AUDIO)
     scale_B = media_scale(inputs, media)
-    hidden = stream.feed(inputs, batch.position_ids_3BL, look_at(batch.kinds_BL, batch.blocks_BL))
-    last_B = torch.tensor([len(p) - 1 for p in prompts], device=hidden.device)
-    state_BD = hidden[torch.arange(len(prompts), device=hidden.device), last_B]
+    state_BD = _feed_prompts(stream, batch, inputs)
     rows = [_Row(order=len(p), next_id=p.next_position) for p in prompts]
     decoder = _Decoder(backbone, heads, method, vocabulary, max_new_tokens, max_phases, override)
     in_parallel = method.unroll.engine == "jacobi" and override is None
@@ -95,6 +97,17 @@ def generate(
             break
         state_BD = stream.feed(fed.inputs_BD[:, None], fed.position_ids_3B[:, :, None], fed.seen)[:, 0]
     return [Rollout(events=tuple(row.events), finish_reason=row.finish) for row in rows]
+
+
+def _feed_prompts(stream: Stream, batch: Batch, inputs: torch.Tensor) -> torch.Tensor:
+    """Hidden state at the end of every prompt: (B, D)."""
+    seen = look_at(batch.kinds_BL, batch.blocks_BL)
+    start_B = feed_shared(stream, batch, inputs, seen)
+    rest_BN = index_range(start_B, (batch.kinds_BL != Kind.PAD).sum(1))
+    positions = take_positions(batch.position_ids_3BL, rest_BN)
+    hidden = stream.feed(gather(inputs, rest_BN), positions, seen.take(rest_BN))
+    last_B = (rest_BN >= 0).sum(1) - 1
+    return hidden[torch.arange(len(last_B), device=hidden.device), last_B]
 
 
 def _feed_phases(
@@ -196,7 +209,7 @@ class _Decoder:
         # Placeholders and media tokens mean nothing when written; a trigger does while phases are left.
         banned = [v.latent, v.stop, v.audio, v.video, v.image, v.audio_begin, v.audio_end]
         logits[:, [*banned, v.vision_begin, v.vision_end, v.chat_begin]] = float("-inf")
-        spent = [self._num_slots == 0 or row.phase + 1 >= self.max_phases for row in rows]
+        spent = [not self.method.has_phases or row.phase + 1 >= self.max_phases for row in rows]
         logits[torch.tensor(spent, device=logits.device), v.trigger] = float("-inf")
         token_B = logits.argmax(-1)
         return token_B, logp_BV.gather(1, token_B[:, None])[:, 0]

@@ -56,10 +56,12 @@ def look_at(kinds_BL: torch.Tensor, blocks_BL: torch.Tensor) -> Seen:
     )
 
 
-def allowed(query: Seen, key: Seen, *, bottleneck: Bottleneck, training: bool) -> torch.Tensor:
+def allowed(
+    query: Seen, key: Seen, *, bottleneck: Bottleneck, training: bool, hide_latents: bool = False
+) -> torch.Tensor:
     """bool (B, Q, K): may the query see the key? Order, not position ids, decides causality.
 
-    A padding query sees nothing; callers let it see itself, because softmax over nothing is undefined.
+    With `hide_latents` nothing but latent slots sees latent slots: a probe, for any bottleneck. A padding query sees nothing; callers let it see itself, because softmax over nothing is undefined.
     """
     # Tensors of B x Q x K are large: each further one is folded in place. A padding key comes after every query.
     last = torch.iinfo(key.index.dtype).max
@@ -69,13 +71,18 @@ def allowed(query: Seen, key: Seen, *, bottleneck: Bottleneck, training: bool) -
     rule &= same_block.logical_or_((key.blocks == 0)[:, None, :])
     if bottleneck == "answer" or bottleneck == "strict" or (bottleneck == "published" and training):
         _block(rule, query, key, strict=bottleneck == "strict")
+    if hide_latents:
+        rule &= _latent(query)[:, :, None] | ~_latent(key)[:, None, :]
     return rule
+
+
+def _latent(seen: Seen) -> torch.Tensor:
+    return (seen.kinds == Kind.LATENT_VISUAL) | (seen.kinds == Kind.LATENT_AUDIO)
 
 
 def _block(rule_BQK: torch.Tensor, query: Seen, key: Seen, *, strict: bool) -> None:
     media_key = (key.kinds == Kind.VISUAL) | (key.kinds == Kind.AUDIO)
-    latent = (query.kinds == Kind.LATENT_VISUAL) | (query.kinds == Kind.LATENT_AUDIO)
-    looking = latent | (query.kinds == Kind.TRIGGER)
+    looking = _latent(query) | (query.kinds == Kind.TRIGGER)
     words_after = query.after_trigger & ~looking
     if not strict:
         rule_BQK &= ~words_after[:, :, None] | ~media_key[:, None, :]

@@ -33,15 +33,15 @@ class Phase:
     def follow(self, fed_BKD: torch.Tensor) -> torch.Tensor:
         """F: what the model puts forward for each slot when the slots before it are fed `fed_BKD`."""
         hidden = self.slots.run(fed_BKD)
-        return self._put_forward(torch.cat([self.state_BD[:, None], hidden[:, :-1]], 1), slice(None))
+        return self.put_forward(torch.cat([self.state_BD[:, None], hidden[:, :-1]], 1), slice(None))
 
     @torch.no_grad()
     def one_by_one(self) -> torch.Tensor:
         """The latents (B, K, D) by definition: each slot after the one before it, over a scratch copy of the cache."""
         scratch, state_BD, latents = self.slots.scratch(), self.state_BD, []
-        count = self.slots.mask_BNK.shape[1]
+        count = self.slots.count
         for slot in range(count):
-            latents.append(self._put_forward(state_BD[:, None], slice(slot, slot + 1)))
+            latents.append(self.put_forward(state_BD[:, None], slice(slot, slot + 1)))
             # What the last slot makes is not needed: the stop is forced.
             if slot + 1 < count:
                 state_BD = self.slots.step(latents[-1][:, 0], scratch)
@@ -62,8 +62,8 @@ class Phase:
         These are the last pass but one, which is a plain sweep with a graph and without, and the last one feeds what
         it makes. Without `start_BKD` every slot begins with the trigger's own latent.
         """
-        count = self.slots.mask_BNK.shape[1]
-        guess = self._put_forward(self.state_BD[:, None].expand(-1, count, -1), slice(None))
+        count = self.slots.count
+        guess = self.put_forward(self.state_BD[:, None].expand(-1, count, -1), slice(None))
         if start_BKD is not None:
             guess = torch.cat([guess[:, :1], start_BKD[:, 1:].to(guess.dtype)], 1)
         return settle(self.follow, guess, sweeps=passes - 2, tolerance=tolerance, carry=carry, together=together)
@@ -72,7 +72,8 @@ class Phase:
         """F(latents), one more sweep, with the gradient of the whole chain of slots."""
         return with_chain_gradient(self.follow, latents_BKD, keep_graph=not _is_divided(self.slots.backbone))
 
-    def _put_forward(self, states_BND: torch.Tensor, slots: slice) -> torch.Tensor:
+    def put_forward(self, states_BND: torch.Tensor, slots: slice) -> torch.Tensor:
+        """What the given slots are fed where the states before them are these; zeros in rows without the phase."""
         own = self.feedback(states_BND, self.scale_B)
         if self.taught is not None:
             taught_BK, anchors_BKD = self.taught

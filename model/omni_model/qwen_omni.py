@@ -11,8 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
-from omni_model.backbone import Encoded
-from omni_model.batch import MediaBatch
+from omni_model.batch import Encoded, MediaBatch
 from omni_model.keyvalues import Cache, Pair
 
 

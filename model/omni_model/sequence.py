@@ -60,6 +60,24 @@ class Media:
         return 0 if self.mel is None else num_audio_tokens(self.mel.shape[1])
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncodedClip:
+    """One clip that has been through the towers, with the clock of its tokens."""
+
+    visual_ND: torch.Tensor
+    audio_ND: torch.Tensor
+    grid_thw: tuple[int, int, int]
+    seconds_per_grid: float
+
+    @property
+    def num_visual_tokens(self) -> int:
+        return len(self.visual_ND)
+
+    @property
+    def num_audio_tokens(self) -> int:
+        return len(self.audio_ND)
+
+
 def prepare_media(frames: np.ndarray, *, sample_fps: float, waveform: np.ndarray | None) -> Media:
     """Turn resized frames, uint8 (F, H, W, 3), and a 16 kHz waveform into tower inputs."""
     patches, grid = patchify(frames)
@@ -107,7 +125,9 @@ class Plan:
     blocks: torch.Tensor
     """int64 (L,): 0 for the shared prefix; j for the j-th of several questions packed behind it"""
     spans: tuple[Span, ...]
-    media: Media
+    media: Media | EncodedClip
+    prefix_length: int
+    """Positions before the question, which other questions about the same clip have too."""
     next_position: int
     """The position id with which a continuation begins."""
 
@@ -118,7 +138,7 @@ class Plan:
 class PlanBuilder:
     """Lays out one sequence piece by piece."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, media: Media) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, media: Media | EncodedClip) -> None:
         self._tokenizer, self._vocabulary, self._media = tokenizer, vocabulary, media
         self._ids: list[int] = []
         self._kinds: list[int] = []
@@ -131,6 +151,7 @@ class PlanBuilder:
         self._next = 0
         self._block = 0
         self._prefix_end = 0
+        self._prefix_length = 0
 
     def chat_prompt(self, question: str, *, system_prompt: str = "") -> PlanBuilder:
         """System turn, then the user's turn with clip and question, then the opening of the assistant's turn."""
@@ -143,7 +164,7 @@ class PlanBuilder:
             self.text(f"{system_prompt}<|im_end|>\n", Kind.TEMPLATE)
         self.text("<|im_start|>user\n", Kind.TEMPLATE)
         self.clip()
-        self._prefix_end = self._next
+        self._prefix_end, self._prefix_length = self._next, len(self._ids)
         return self
 
     def question_turn(self, question: str) -> PlanBuilder:
@@ -247,6 +268,7 @@ class PlanBuilder:
             blocks=torch.tensor(self._blocks),
             spans=tuple(self._spans),
             media=self._media,
+            prefix_length=self._prefix_length,
             next_position=self._next,
         )
 

@@ -55,6 +55,11 @@ def gather(x_BLD: torch.Tensor, index_BN: torch.Tensor) -> torch.Tensor:
     return x_BLD.gather(1, safe)
 
 
+def take_positions(position_ids_3BL: torch.Tensor, index_BN: torch.Tensor) -> torch.Tensor:
+    """Position ids (3, B, N) at the given positions; index -1 gives some that nobody may use."""
+    return torch.stack([axis.gather(1, index_BN.clamp(min=0)) for axis in position_ids_3BL])
+
+
 def scatter(x_BLD: torch.Tensor, index_BN: torch.Tensor, vectors_BND: torch.Tensor) -> torch.Tensor:
     """A copy of x with vectors at the given positions; index -1 goes to a spare row that is cut off."""
     length = x_BLD.shape[1]

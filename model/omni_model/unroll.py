@@ -8,20 +8,29 @@ other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
-from omni_model.backbone import Backbone, Encoded
-from omni_model.batch import Batch
+from omni_model.backbone import Backbone
+from omni_model.batch import Batch, Encoded
 from omni_model.embedding import embed_batch
 from omni_model.feedback import Feedback, media_scale
 from omni_model.keyvalues import KeyValues
 from omni_model.masks import Bottleneck, Seen, allowed, look_at, with_self
+from omni_model.prefix import feed_shared
 from omni_model.rollout import Gradient, Roller, Sweeps
 from omni_model.sequence import Kind
-from omni_model.slots import fill_slots, need_anchors, read_latents
+from omni_model.slots import (
+    fill_slots,
+    gather,
+    index_range,
+    need_anchors,
+    read_latents,
+    scatter,
+    take_positions,
+)
 from omni_model.stream import Stream
 
 Engine = Literal["teacher_parallel", "recurrent", "two_pass", "jacobi"]
@@ -61,12 +70,19 @@ class UnrollConfig:
     jacobi_carry: bool = True
     """Hand on what a slot moved to those after it within a sweep (`sweeps.py`); off, sweeps are plain."""
     bottleneck: Bottleneck = "none"
+    bottleneck_until: float = 1.0
+    """Share of training after which the bottleneck is lifted, for good."""
 
     def __post_init__(self) -> None:
         for name in ("teacher_share", "teacher_share_end"):
             share = getattr(self, name)
             if share is not None and not 0.0 <= share <= 1.0:
                 raise ValueError(f"{name} is a share between 0 and 1, got {share}")
+        if not 0.0 < self.bottleneck_until <= 1.0:
+            raise ValueError(
+                f"bottleneck_until is a share of training above 0 and up to 1, got {self.bottleneck_until}; for none at "
+                "all take bottleneck: none"
+            )
         if self.jacobi_sweeps < 2:
             raise ValueError(
                 f"jacobi_sweeps is {self.jacobi_sweeps}, but one pass only feeds the guess; take 2 or more, or "
@@ -74,6 +90,15 @@ class UnrollConfig:
             )
         if self.jacobi_tolerance < 0.0:
             raise ValueError(f"jacobi_tolerance is a relative movement, 0 or more, got {self.jacobi_tolerance}")
+
+    def bottleneck_at(self, progress: float) -> Bottleneck:
+        """The bottleneck at a point of training between 0 and 1."""
+        return self.bottleneck if progress <= self.bottleneck_until else "none"
+
+    @property
+    def answering_bottleneck(self) -> Bottleneck:
+        """The bottleneck with which the trained model answers."""
+        return self.bottleneck if self.bottleneck_until == 1.0 else "none"
 
     def teacher_share_at(self, progress: float) -> float:
         """The share at a point of training between 0, its first step, and 1, its last."""
@@ -106,18 +131,22 @@ def unroll(
 
     `progress` is how much of training is done, from 0 to 1. Raises `ValueError` where anchors are needed and absent.
     """
+    bottleneck = config.bottleneck_at(progress) if training else config.answering_bottleneck
+    config = replace(config, bottleneck=bottleneck)
     embedded = embed_batch(backbone, batch)
     inputs = embedded.inputs_BLD
     seen = look_at(batch.kinds_BL, batch.blocks_BL)
     scale_B = media_scale(inputs, (batch.kinds_BL == Kind.VISUAL) | (batch.kinds_BL == Kind.AUDIO))
     if batch.num_slots == 0:
         hidden = _run_whole(backbone, inputs, seen, batch, config, training=training)
-    elif config.engine == "teacher_parallel":
-        filled = fill_slots(inputs, batch, need_anchors(batch))
+    elif feedback.is_constant or config.engine == "teacher_parallel":
+        vectors = _constant(feedback, inputs, batch, scale_B) if feedback.is_constant else need_anchors(batch)
+        filled = fill_slots(inputs, batch, vectors)
         hidden = _run_whole(backbone, filled, seen, batch, config, training=training)
     else:
+        stream = Stream(backbone, bottleneck=config.bottleneck, training=training)
         roller = Roller(
-            stream=Stream(backbone, bottleneck=config.bottleneck, training=training),
+            stream=stream,
             feedback=feedback,
             batch=batch,
             inputs_BLD=inputs,
@@ -127,6 +156,7 @@ def unroll(
             gradient=config.gradient,
             sweeps=_sweeps(config, training=training),
             together=training,
+            start_B=feed_shared(stream, batch, inputs, seen),
         )
         if config.engine == "two_pass":
             hidden = _run_twice(backbone, roller, config, training=training)
@@ -140,6 +170,12 @@ def unroll(
     )
 
 
+def _constant(feedback: Feedback, inputs: torch.Tensor, batch: Batch, scale_B: torch.Tensor) -> torch.Tensor:
+    """The one vector of pause tokens in every slot: (B, P, K, D)."""
+    rows, phases = batch.triggers_BP.shape
+    return feedback(inputs.new_zeros(rows, phases, batch.num_slots, inputs.shape[-1]), scale_B)
+
+
 def _run_twice(backbone: Backbone, roller: Roller, config: UnrollConfig, *, training: bool) -> torch.Tensor:
     """A rollout for the latents alone, with a graph only where they pass gradient on, then the pass to learn from."""
     with torch.set_grad_enabled(torch.is_grad_enabled() and config.gradient == "full"):
@@ -151,10 +187,23 @@ def _run_twice(backbone: Backbone, roller: Roller, config: UnrollConfig, *, trai
 def _run_whole(
     backbone: Backbone, inputs: torch.Tensor, seen: Seen, batch: Batch, config: UnrollConfig, *, training: bool
 ) -> torch.Tensor:
-    mask = with_self(allowed(seen, seen, bottleneck=config.bottleneck, training=training))
     cut = config.engine == "two_pass" and config.gradient == "detached"
+    if batch.shared is not None:
+        if cut:
+            raise ValueError("engine two_pass with gradient detached takes no rows that share a clip")
+        return _run_rest(Stream(backbone, bottleneck=config.bottleneck, training=training), inputs, seen, batch)
+    mask = with_self(allowed(seen, seen, bottleneck=config.bottleneck, training=training))
     cache = KeyValues(hold=_at_slots_constant(batch)) if cut else None
     return backbone.run(inputs, position_ids_3BQ=batch.position_ids_3BL, mask_BQK=mask, cache=cache)
+
+
+def _run_rest(stream: Stream, inputs: torch.Tensor, seen: Seen, batch: Batch) -> torch.Tensor:
+    """The clips once, then what follows them in every row; hidden states within the clips are zeros."""
+    start_B = feed_shared(stream, batch, inputs, seen)
+    rest_BN = index_range(start_B, (batch.kinds_BL != Kind.PAD).sum(1))
+    positions = take_positions(batch.position_ids_3BL, rest_BN)
+    hidden_BND = stream.feed(gather(inputs, rest_BN), positions, seen.take(rest_BN))
+    return scatter(torch.zeros_like(inputs, dtype=hidden_BND.dtype), rest_BN, hidden_BND)
 
 
 def _at_slots_constant(batch: Batch):

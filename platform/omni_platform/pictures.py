@@ -25,9 +25,11 @@ def draw_conditions(report: Mapping[str, Any]) -> bytes:
     for i, kind in enumerate(kinds):
         values = [_figure_of(report["conditions"][c], kind) for c in conditions]
         heights = [v["accuracy"] for v in values]
-        errors = [[v["accuracy"] - v["low"] for v in values], [v["high"] - v["accuracy"] for v in values]]
+        # An interval that ends at its own accuracy may end a rounding error on the wrong side of it.
+        below = [max(v["accuracy"] - v["low"], 0.0) for v in values]
+        above = [max(v["high"] - v["accuracy"], 0.0) for v in values]
         places = [c + (i - (len(kinds) - 1) / 2) * width for c in range(len(conditions))]
-        axes.bar(places, heights, width * 0.92, yerr=errors, capsize=2, label=kind.replace("_", " "))
+        axes.bar(places, heights, width * 0.92, yerr=[below, above], capsize=2, label=kind.replace("_", " "))
     axes.axhline(report["chance"], color="black", linestyle="--", linewidth=1, label="chance")
     axes.set_xticks(range(len(conditions)), [c.replace("_", "\n", 1) for c in conditions])
     axes.set_ylim(0, 1.02)

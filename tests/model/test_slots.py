@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from omni_model.backbone import Encoded
-from omni_model.batch import Batch, MediaBatch
+from omni_model.batch import Batch, Encoded, MediaBatch
 from omni_model.feedback import Feedback
 from omni_model.sequence import IGNORE, Kind
 from omni_model.unroll import UnrollConfig, unroll

@@ -7,10 +7,17 @@ from typing import Any
 
 from omni_model.methods.base import Method
 from omni_model.methods.latent_omni import LatentOmni
+from omni_model.methods.pause import Markers, PauseTokens
 from omni_model.methods.sft import AnswerOnly, TextCot
 from omni_model.options import read_options
 
-METHODS: dict[str, type] = {"sft": AnswerOnly, "text_cot": TextCot, "latent_omni": LatentOmni}
+METHODS: dict[str, type] = {
+    "sft": AnswerOnly,
+    "text_cot": TextCot,
+    "pause": PauseTokens,
+    "markers": Markers,
+    "latent_omni": LatentOmni,
+}
 
 
 def make_method(name: str, options: Mapping[str, Any] | None = None) -> Method:
@@ -21,3 +28,8 @@ def make_method(name: str, options: Mapping[str, Any] | None = None) -> Method:
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}; known: {', '.join(sorted(METHODS))}")
     return read_options(METHODS[name], options or {}, owner=f"method {name!r}", noun="option")
+
+
+def without_slots(method: Method) -> Method:
+    """The same way of answering with nothing between trigger and stop: a probe for what the markers alone do."""
+    return Markers(bottleneck=method.unroll.answering_bottleneck)

@@ -19,6 +19,11 @@ class Method(Protocol):
     name: str
 
     @property
+    def has_phases(self) -> bool:
+        """Whether trajectories have phases, which a trigger opens; a phase may have no slots."""
+        ...
+
+    @property
     def num_visual(self) -> int:
         """Visual slots of a phase; 0 for methods without latents."""
         ...

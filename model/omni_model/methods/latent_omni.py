@@ -16,11 +16,12 @@ from omni_model.feedback import FeedbackKind
 from omni_model.heads import Heads, SyncHeads
 from omni_model.losses import Reduction, contrastive_loss, cosine_loss, regression_loss, sync_loss
 from omni_model.masks import Bottleneck
+from omni_model.methods.trajectory import Words, write_trajectory
 from omni_model.pooling import norm_weighted_pool
 from omni_model.positions import Ospe, latent_offsets
 from omni_model.sequence import Kind, PlanBuilder
 from omni_model.unroll import Engine, Gradient, JacobiStart, UnrollConfig, Unrolled
-from omni_platform.schema import Sample, TextStep
+from omni_platform.schema import Sample
 
 _MAX_MOMENTS = 40
 
@@ -30,6 +31,7 @@ class LatentOmni:
     """Options of the method. The defaults are the paper's, except that slots are fed the model's own latents."""
 
     name: ClassVar[str] = "latent_omni"
+    has_phases: ClassVar[bool] = True
 
     num_visual: int = 32
     """Visual slots of a phase (K_v)."""
@@ -37,6 +39,8 @@ class LatentOmni:
     """Audio slots of a phase (K_a), after the visual ones."""
     max_train_phases: int = 3
     """Samples with more looks than this are refused."""
+    words: Words = "trajectory"
+    """What is said around the looks: the trajectory's words, or the answer alone, after the last look."""
     ospe: Ospe = "slot"
     """Position ids of slots, the same in training and decoding: none, slot, tmrope or code_compat."""
     segment_s: float = 5.0
@@ -76,6 +80,9 @@ class LatentOmni:
     """True keeps the sync loss from changing anything but its own heads, as the authors' code does."""
     bottleneck: Bottleneck = "published"
     """Controlled attention flow: none, published (training only), answer, strict."""
+    bottleneck_until: float = 1.0
+    """Share of training with the bottleneck. Below 1 it is then lifted, and stays so when answering (LIVR's second stage,
+    arXiv 2512.21218)."""
     feedback: FeedbackKind = "raw"
     """How a hidden state becomes a slot's input: raw or linear."""
     norm_match: bool = False
@@ -104,6 +111,7 @@ class LatentOmni:
             jacobi_start=self.jacobi_start,
             jacobi_carry=self.jacobi_carry,
             bottleneck=self.bottleneck,
+            bottleneck_until=self.bottleneck_until,
         )
 
     @property
@@ -111,23 +119,16 @@ class LatentOmni:
         return {"latent": self.latent_weight, "sync": self.sync_weight}
 
     def write(self, builder: PlanBuilder, sample: Sample) -> None:
-        if not 1 <= len(sample.looks) <= self.max_train_phases:
-            raise ValueError(
-                f"sample {sample.sample_id} has {len(sample.looks)} looks; latent_omni takes 1 to "
-                f"{self.max_train_phases} (max_train_phases). Shorten its trajectory or leave it out of the manifest"
-            )
-        for step in sample.trajectory:
-            if isinstance(step, TextStep):
-                builder.text(step.text, Kind.TEXT, learn=True)
-            else:
-                builder.latent_span(
-                    num_visual=self.num_visual,
-                    num_audio=self.num_audio,
-                    offsets=self.slot_offsets(),
-                    start_s=step.start_s,
-                    end_s=step.end_s,
-                )
-        builder.end_turn()
+        write_trajectory(
+            builder,
+            sample,
+            method=self.name,
+            num_visual=self.num_visual,
+            num_audio=self.num_audio,
+            offsets=self.slot_offsets(),
+            max_phases=self.max_train_phases,
+            words=self.words,
+        )
 
     def slot_offsets(self) -> tuple[torch.Tensor, int]:
         return latent_offsets(self.ospe, num_visual=self.num_visual, num_audio=self.num_audio, segment_s=self.segment_s)

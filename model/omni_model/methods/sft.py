@@ -19,6 +19,7 @@ class AnswerOnly:
     """Vanilla SFT: the question is followed by its answer."""
 
     name: ClassVar[str] = "sft"
+    has_phases: ClassVar[bool] = False
     num_visual: ClassVar[int] = 0
     num_audio: ClassVar[int] = 0
     unroll: ClassVar[UnrollConfig] = UnrollConfig(engine="teacher_parallel")
@@ -42,6 +43,7 @@ class TextCot:
     """Explicit text chain of thought: the trajectory's words without its looks, by cross-entropy alone."""
 
     name: ClassVar[str] = "text_cot"
+    has_phases: ClassVar[bool] = False
     num_visual: ClassVar[int] = 0
     num_audio: ClassVar[int] = 0
     unroll: ClassVar[UnrollConfig] = UnrollConfig(engine="teacher_parallel")

@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,14 +18,17 @@ from omni_platform import storage
 from omni_platform.artifacts import CARD_NAME, Card, card_bytes, differences, find_card
 from omni_platform.config import fingerprint, to_dict
 from omni_platform.data.manifest import manifest_line
-from omni_platform.media.film import CROSS_MODAL, ask, to_sample
-from omni_platform.media.scene import FILM_VERSION, make_scene
-from omni_platform.media.synth import write_mp4
+from omni_platform.media.film import CROSS_MODAL, FAMILIES, ask, to_sample, world_of
+from omni_platform.media.film_reasoning import SYNCHRONY
+from omni_platform.media.scene import FILM_VERSION, Scene, World, draw_scene
+from omni_platform.media.synth import HISS, PICTURE_NOISE, SYNC_FPS, file_fps, write_mp4
 from omni_platform.schema import Sample
 
 FAULTS = ("missing", "truncated", "mute", "junk")
 """What can be wrong with a broken clip."""
 _SAME_CONTENT = ("output_dir", "overwrite_output_dir", "num_processes")
+_FAMILIES: dict[World, tuple[str, ...]] = {"shots": tuple(CROSS_MODAL), "synchrony": tuple(SYNCHRONY)}
+_NAMES: dict[World, str] = {"shots": "film", "synchrony": "sync"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,19 +44,38 @@ class FilmConfig:
     first_index: int = 0
     """Number of the first clip."""
     num_clips: int = 100
-    families: tuple[str, ...] = tuple(CROSS_MODAL)
-    """One question of each named family per clip; a family may be named more than once."""
+    world: World = "shots"
+    """What the clips are: rows of shots with tones, or one shot with a flash and a beep 80 to 320 ms apart."""
+    families: tuple[str, ...] = ()
+    """One question of each named family per clip; a family may be named more than once. None named: the plain
+    cross-modal families of scenes of shots, or the one of synchrony."""
     num_shots: int = 6
+    """Shots of a clip, up to 24; of scenes of shots only."""
     shot_s: float = 1.0
-    """Length of a shot."""
+    """Length of a shot; of scenes of shots only."""
     side_px: int = 112
     """Side of the square picture."""
-    fps: int = 8
-    """Frames per second of the files."""
+    fps: int | None = None
+    """Frames per second of the files: 8, or 25 for synchrony, unless told otherwise."""
+    picture_noise: float = PICTURE_NOISE
+    """Spread of the noise over the pictures, in grey levels."""
+    hiss: float = HISS
+    """Spread of the noise under the tones, whose amplitudes are 0.15 to 0.5."""
     bad_clips: int = 0
     """So many broken clips more, each with one question: missing, truncated, mute and junk in turn."""
     num_processes: int = 0
     """Processes that render; 0 = one per CPU."""
+
+    def __post_init__(self) -> None:
+        strange = [family for family in self.families if family in FAMILIES and world_of(family) != self.world]
+        if strange:
+            other = world_of(strange[0])
+            raise ValueError(
+                f"{', '.join(strange)} cannot be asked about scenes of {self.world}; "
+                f"render a film of its own with world={other} for that"
+            )
+        if self.world == "synchrony" and self.fps is not None and (self.fps < 1 or self.fps % SYNC_FPS):
+            raise ValueError(f"files of scenes of synchrony need fps={SYNC_FPS:g} or a multiple of it, got {self.fps}")
 
 
 def write_film(config: FilmConfig) -> tuple[Card, bool]:
@@ -61,6 +83,7 @@ def write_film(config: FilmConfig) -> tuple[Card, bool]:
 
     The folder appears when it is complete; an interrupted run goes on with the clips that are there.
     """
+    config = _complete(config)
     plain = to_dict(config)
     content = fingerprint({**{k: v for k, v in plain.items() if k not in _SAME_CONTENT}, "film": FILM_VERSION})
     folder = storage.absolute(config.output_dir)
@@ -82,6 +105,12 @@ def write_film(config: FilmConfig) -> tuple[Card, bool]:
     return card, False
 
 
+def _complete(config: FilmConfig) -> FilmConfig:
+    """The config with what it left to its world written out, so that the card tells it."""
+    fps = config.fps or file_fps(_draw(config, config.first_index))
+    return replace(config, families=config.families or _FAMILIES[config.world], fps=fps)
+
+
 def _write_clips(config: FilmConfig, staging: str) -> Iterator[list[Sample]]:
     numbers = range(config.num_clips + config.bad_clips)
     processes = min(config.num_processes or os.cpu_count() or 1, len(numbers))
@@ -100,18 +129,31 @@ def _write_clip(config: FilmConfig, staging: str, number: int) -> list[Sample]:
     index = config.first_index + number
     broken = number - config.num_clips
     fault = FAULTS[broken % len(FAULTS)] if broken >= 0 else None
-    name = f"film-{config.seed}-{index:05d}" if fault is None else f"film-{config.seed}-{fault}-{broken:03d}"
+    number_or_fault = f"{index:05d}" if fault is None else f"{fault}-{broken:03d}"
+    name = f"{_NAMES[config.world]}-{config.seed}-{number_or_fault}"
     clip = f"clips/{name}.mp4"
-    scene = make_scene(seed=config.seed, index=index, num_shots=config.num_shots, shot_s=config.shot_s)
+    scene = _draw(config, index)
     uri = storage.join(staging, clip)
     if fault != "missing" and not storage.exists(uri):
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "clip.mp4"
-            write_mp4(scene, path, side_px=config.side_px, fps=config.fps, with_sound=fault != "mute")
+            write_mp4(
+                scene,
+                path,
+                side_px=config.side_px,
+                fps=config.fps,
+                with_sound=fault != "mute",
+                picture_noise=config.picture_noise,
+                hiss=config.hiss,
+            )
             storage.write_bytes(uri, _break(path.read_bytes(), fault))
     questions = ask(scene, config.families)
     kept = questions if fault is None else questions[:1]
     return [to_sample(q, sample_id=f"{name}-q{i}", clip_uri=clip) for i, q in enumerate(kept)]
+
+
+def _draw(config: FilmConfig, index: int) -> Scene:
+    return draw_scene(config.world, seed=config.seed, index=index, num_shots=config.num_shots, shot_s=config.shot_s)
 
 
 def _break(data: bytes, fault: str | None) -> bytes:

@@ -6,15 +6,13 @@ Each maker returns None where the scene has no such question.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations, pairwise
 
 import numpy as np
 
 from omni_platform.media.question import Question, after_tone, at_tone, look
-from omni_platform.media.scene import SHAPES, Scene, Tone
-from omni_platform.schema import TextStep
-
-_SAME_SHAPE_POSSIBLE = 0.6
-"""Share of six-shot scenes in which two of the three tones fall on the same shape: 1 - 2 ** 3 / C(6, 3)."""
+from omni_platform.media.scene import SHAPES, STEP_S, Scene, Tone
+from omni_platform.schema import LookStep, TextStep
 
 
 def colour_n_after_tone(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -26,7 +24,8 @@ def changes_between_tones(scene: Scene, rng: np.random.Generator) -> Question | 
     """How often does the shape change between two tones? Neighbouring shots may show the same shape."""
     first, second = _two_tones(scene, rng)
     begin, end = sorted((first.shot, second.shot))
-    count = sum(scene.shots[k].shape != scene.shots[k - 1].shape for k in range(begin + 1, end + 1))
+    shapes = [scene.shots[k].shape for k in range(begin, end + 1)]
+    count = sum(a != b for a, b in pairwise(shapes))
     return Question(
         family="changes_between_tones",
         text=f"How often does the shape change between the {first.name} tone and the {second.name} tone?",
@@ -35,7 +34,7 @@ def changes_between_tones(scene: Scene, rng: np.random.Generator) -> Question | 
         trajectory=(
             TextStep(text=f"The tones: {first.name}, {second.name}"),
             look(scene, begin, end),
-            TextStep(text=f" {count}. Answer: {count}"),
+            TextStep(text=f" {' '.join(shapes)}. Answer: {count}"),
         ),
     )
 
@@ -44,7 +43,7 @@ def same_shape(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Do two tones sound over the same shape? As often yes as no."""
     pairs = [(a, b) for i, a in enumerate(scene.tones) for b in scene.tones[i + 1 :]]
     same = [(a, b) for a, b in pairs if scene.shots[a.shot].shape == scene.shots[b.shot].shape]
-    wants_same, accepted = rng.random() < 0.5, rng.random() < _SAME_SHAPE_POSSIBLE
+    wants_same, accepted = rng.random() < 0.5, rng.random() < _yes_for_each_no(scene)
     # A scene without such a pair could only answer no: as many questions of the other answer are left out.
     chosen = same if wants_same else [pair for pair in pairs if pair not in same and accepted]
     if not chosen:
@@ -59,9 +58,9 @@ def same_shape(scene: Scene, rng: np.random.Generator) -> Question | None:
         trajectory=(
             TextStep(text=f"The tone: {first.name}"),
             look(scene, first.shot),
-            TextStep(text=f" Then: {second.name}"),
+            TextStep(text=f" {scene.shots[first.shot].shape}. The tone: {second.name}"),
             look(scene, second.shot),
-            TextStep(text=f" {answer}. Answer: {answer}"),
+            TextStep(text=f" {scene.shots[second.shot].shape}. Answer: {answer}"),
         ),
     )
 
@@ -69,6 +68,37 @@ def same_shape(scene: Scene, rng: np.random.Generator) -> Question | None:
 def shape_at_tone(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Which shape is on screen when a tone sounds? Never trained on: it shows what carries over from colours."""
     return at_tone(scene, rng, "shape", SHAPES)
+
+
+def flash_before_beep(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """Does a flash come before or after its beep? 80 to 320 ms lie between them."""
+    if scene.flash is None:
+        return None
+    flash_s, beep_s = scene.flash.start_s, scene.tones[0].start_s
+    answer = "before" if flash_s < beep_s else "after"
+    start_s, end_s = min(flash_s, beep_s) - STEP_S, max(flash_s, beep_s) + 2 * STEP_S
+    steps = f"flash {round(flash_s / STEP_S)} beep {round(beep_s / STEP_S)}"
+    return Question(
+        family="flash_before_beep",
+        text="Is the flash before or after the beep?",
+        answer=answer,
+        options=("before", "after"),
+        trajectory=(
+            TextStep(text="The flash and the beep:"),
+            LookStep(start_s=round(max(start_s, 0.0), 3), end_s=round(min(end_s, scene.duration_s), 3)),
+            TextStep(text=f" {steps}. Answer: {answer}"),
+        ),
+    )
+
+
+def _yes_for_each_no(scene: Scene) -> float:
+    """For one drawing of tones over these shots that leaves two different shapes, how many leave two that are the same?
+
+    0.6 with six shots: 12 drawings of 20 hit a shape twice, all 20 hit different ones.
+    """
+    drawings = [set(shapes) for shapes in combinations((shot.shape for shot in scene.shots), len(scene.tones))]
+    different = sum(len(shapes) > 1 for shapes in drawings)
+    return sum(len(shapes) < len(scene.tones) for shapes in drawings) / max(different, 1)
 
 
 def _two_tones(scene: Scene, rng: np.random.Generator) -> tuple[Tone, Tone]:
@@ -82,6 +112,8 @@ REASONING: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = 
     "same_shape": same_shape,
     "shape_at_tone": shape_at_tone,
 }
-"""Families of the benchmark beside the plain cross-modal ones. None is in the toy tokenizer's corpus."""
+"""Families of the benchmark beside the plain cross-modal ones."""
+SYNCHRONY: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {"flash_before_beep": flash_before_beep}
+"""Families about scenes of synchrony."""
 HELD_OUT = ("shape_at_tone",)
 """Families for transfer: no training film asks them."""

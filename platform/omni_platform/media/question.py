@@ -55,17 +55,15 @@ def after_tone(scene: Scene, rng: np.random.Generator, family: str, changes: int
     if not tones:
         return None
     tone = tones[int(rng.integers(len(tones)))]
-    here, answer = scene.shots[tone.shot].colour, scene.shots[tone.shot + changes].colour
+    shown = [scene.shots[k].colour for k in range(tone.shot, tone.shot + changes + 1)]
+    steps: list[Step] = [TextStep(text=f"The tone: {tone.name}"), look(scene, tone.shot)]
+    for hop, colour in enumerate(shown[:-1], start=1):
+        steps += [TextStep(text=f" {colour}. Then:"), look(scene, tone.shot + hop)]
+    steps.append(TextStep(text=f" {shown[-1]}. Answer: {shown[-1]}"))
     return Question(
         family=family,
         text=f"Which colour comes {('one change', 'two changes')[changes - 1]} after the {tone.name} tone?",
-        answer=answer,
+        answer=shown[-1],
         options=COLOURS,
-        trajectory=(
-            TextStep(text=f"The tone: {tone.name}"),
-            look(scene, tone.shot),
-            TextStep(text=f" {here}. Then:"),
-            look(scene, tone.shot + changes),
-            TextStep(text=f" {answer}. Answer: {answer}"),
-        ),
+        trajectory=tuple(steps),
     )

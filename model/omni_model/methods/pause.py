@@ -1,0 +1,120 @@
+"""Controls with the form of latents and nothing in them: pause tokens, and bare markers.
+
+What they gain over the same data without slots is owed to the form: more positions to compute in, or a mark that says
+"look now". What latents gain beyond them is owed to the latents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from omni_model.batch import Batch
+from omni_model.heads import Heads
+from omni_model.masks import Bottleneck
+from omni_model.methods.trajectory import Words, write_trajectory
+from omni_model.positions import Ospe, latent_offsets
+from omni_model.sequence import PlanBuilder
+from omni_model.unroll import UnrollConfig, Unrolled
+from omni_platform.schema import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class PauseTokens:
+    """The slots of LatentOmni, each fed one and the same learned vector (arXiv 2310.02226)."""
+
+    name: ClassVar[str] = "pause"
+    has_phases: ClassVar[bool] = True
+    weights: ClassVar[dict[str, float]] = {}
+
+    num_visual: int = 32
+    """Slots of a phase that carry the positions of visual ones."""
+    num_audio: int = 8
+    """Slots of a phase that carry the positions of audio ones."""
+    max_train_phases: int = 3
+    """Samples with more looks than this are refused."""
+    words: Words = "trajectory"
+    """What is said around the slots: the trajectory's words, or the answer alone."""
+    ospe: Ospe = "slot"
+    """Position ids of slots, as in latent_omni."""
+    segment_s: float = 5.0
+    """Nominal length of a segment, for `ospe: tmrope` alone."""
+    bottleneck: Bottleneck = "none"
+    """Whether words after a phase see the clip, as in latent_omni."""
+    norm_match: bool = False
+    """Scale the learned vector to the size of the row's clip features."""
+
+    def __post_init__(self) -> None:
+        if min(self.num_visual, self.num_audio) < 0 or self.num_visual + self.num_audio == 0:
+            raise ValueError("pause tokens need at least one slot (num_visual + num_audio); method markers has none")
+
+    @property
+    def unroll(self) -> UnrollConfig:
+        # One pass over everything: what slots are fed is known beforehand.
+        return UnrollConfig(engine="recurrent", bottleneck=self.bottleneck)
+
+    def write(self, builder: PlanBuilder, sample: Sample) -> None:
+        write_trajectory(
+            builder,
+            sample,
+            method=self.name,
+            num_visual=self.num_visual,
+            num_audio=self.num_audio,
+            offsets=self.slot_offsets(),
+            max_phases=self.max_train_phases,
+            words=self.words,
+        )
+
+    def slot_offsets(self) -> tuple[torch.Tensor, int]:
+        return latent_offsets(self.ospe, num_visual=self.num_visual, num_audio=self.num_audio, segment_s=self.segment_s)
+
+    def build_heads(self, width: int) -> Heads:
+        return Heads(width, feedback="constant", norm_match=self.norm_match)
+
+    def losses(self, heads: Heads, outcome: Unrolled, batch: Batch) -> dict[str, torch.Tensor]:
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Markers:
+    """Trigger and stop with no slot between them."""
+
+    name: ClassVar[str] = "markers"
+    has_phases: ClassVar[bool] = True
+    num_visual: ClassVar[int] = 0
+    num_audio: ClassVar[int] = 0
+    weights: ClassVar[dict[str, float]] = {}
+
+    max_train_phases: int = 3
+    """Samples with more looks than this are refused."""
+    words: Words = "trajectory"
+    """What is said around the markers: the trajectory's words, or the answer alone."""
+    bottleneck: Bottleneck = "none"
+    """Whether words after a marker see the clip, as in latent_omni."""
+
+    @property
+    def unroll(self) -> UnrollConfig:
+        return UnrollConfig(engine="teacher_parallel", bottleneck=self.bottleneck)
+
+    def write(self, builder: PlanBuilder, sample: Sample) -> None:
+        write_trajectory(
+            builder,
+            sample,
+            method=self.name,
+            num_visual=0,
+            num_audio=0,
+            offsets=self.slot_offsets(),
+            max_phases=self.max_train_phases,
+            words=self.words,
+        )
+
+    def slot_offsets(self) -> tuple[torch.Tensor, int]:
+        return torch.zeros(3, 0, dtype=torch.long), 0
+
+    def build_heads(self, width: int) -> Heads:
+        return Heads(width)
+
+    def losses(self, heads: Heads, outcome: Unrolled, batch: Batch) -> dict[str, torch.Tensor]:
+        return {}

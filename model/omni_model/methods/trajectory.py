@@ -1,0 +1,45 @@
+"""A sample's trajectory as the assistant's turn: its words, and a phase of slots wherever it looks at the clip."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from omni_model.sequence import Kind, PlanBuilder
+from omni_platform.schema import Sample, TextStep
+
+Words = Literal["trajectory", "answer"]
+"""What is said around the looks: the trajectory's own words, or nothing but the answer after the last look."""
+
+
+def write_trajectory(
+    builder: PlanBuilder,
+    sample: Sample,
+    *,
+    method: str,
+    num_visual: int,
+    num_audio: int,
+    offsets: tuple[torch.Tensor, int],
+    max_phases: int,
+    words: Words,
+) -> None:
+    """Lay out words and looks in their order, every look as a trigger, its slots and a stop.
+
+    Raises `ValueError` for a sample with no look, or with more than `max_phases`.
+    """
+    if not 1 <= len(sample.looks) <= max_phases:
+        raise ValueError(
+            f"sample {sample.sample_id} has {len(sample.looks)} looks; {method} takes 1 to "
+            f"{max_phases} (max_train_phases). Shorten its trajectory or leave it out of the manifest"
+        )
+    for step in sample.trajectory:
+        if not isinstance(step, TextStep):
+            builder.latent_span(
+                num_visual=num_visual, num_audio=num_audio, offsets=offsets, start_s=step.start_s, end_s=step.end_s
+            )
+        elif words == "trajectory":
+            builder.text(step.text, Kind.TEXT, learn=True)
+    if words == "answer":
+        builder.text(f" Answer: {sample.answer}", Kind.TEXT, learn=True)
+    builder.end_turn()

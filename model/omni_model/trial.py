@@ -1,0 +1,193 @@
+"""Train one method on encoded clips: the same losses and engines as the training jobs, without towers, files or Ray.
+
+With frozen towers and many questions behind each clip a toy model learns a method in a minute or two of one core, so
+that methods can be compared over many settings and seeds. A trial is a pure function of its config and its clips.
+"""
+
+# B = rows, K = slots, D = model width.
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from omni_model.batch import Batch, collate
+from omni_model.encoded import EncodedQuestions
+from omni_model.folder import Loaded
+from omni_model.learner import Learner
+from omni_model.methods.base import Method
+from omni_model.sequence import Plan, PlanBuilder
+from omni_platform.schema import LookStep, Sample, TextStep
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialConfig:
+    """One method, trained once."""
+
+    method: str = "latent_omni"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the method."""
+    seed: int = 0
+    """Draws the order of clips and the new weights."""
+    steps: int = 600
+    clips_per_step: int = 16
+    learning_rate: float = 1e-3
+    warmup_steps: int = 20
+    """After which the rate falls to zero as a cosine."""
+    weight_decay: float = 0.05
+    adam_beta2: float = 0.98
+    max_grad_norm: float = 1.0
+    num_clips: int | None = None
+    """Only the first so many clips, seen again and again; None for all."""
+    families: tuple[str, ...] = ()
+    """Only questions of these types; none named is all."""
+    train_parts: tuple[str, ...] = ("llm", "heads")
+
+
+Report = Callable[[int, Learner, dict[str, float]], None]
+"""(steps done, the learner, mean terms since the last report)"""
+
+
+def train(
+    loaded: Loaded, method: Method, clips: Sequence[EncodedQuestions], config: TrialConfig, *, every: int, report: Report
+) -> Learner:
+    """Train a method from a loaded base; `report` is called every so many steps and at the end.
+
+    Raises `ValueError` where no question is left to learn from.
+    """
+    torch.manual_seed(config.seed)
+    learner = Learner(loaded.backbone, method).train()
+    _freeze(learner, config.train_parts)
+    lessons = Lessons(loaded, method, chosen(clips, config.families, config.num_clips))
+    order = _order(len(lessons), config)
+    optimizer = torch.optim.AdamW(
+        _groups(learner, config.weight_decay), lr=config.learning_rate, betas=(0.9, config.adam_beta2)
+    )
+    sums: dict[str, float] = {}
+    for step in range(config.steps):
+        learner.begin_step(step, config.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * _share_of_peak(step, config)
+        terms = learner(lessons.batch(order[step]))
+        optimizer.zero_grad(set_to_none=True)
+        terms["loss"].backward()
+        nn.utils.clip_grad_norm_(learner.parameters(), config.max_grad_norm)
+        optimizer.step()
+        sums = {name: sums.get(name, 0.0) + float(value) for name, value in terms.items()}
+        if (step + 1) % every == 0 or step + 1 == config.steps:
+            since = (step % every) + 1
+            report(step + 1, learner, {name: value / since for name, value in sums.items()})
+            sums = {}
+            learner.train()
+    return learner
+
+
+def chosen(
+    clips: Sequence[EncodedQuestions], families: Sequence[str], num_clips: int | None = None
+) -> list[EncodedQuestions]:
+    """The first clips that have questions of the named types, with those questions alone."""
+    kept = []
+    for clip in clips[:num_clips]:
+        samples = tuple(s for s in clip.samples if not families or s.question_type in families)
+        if samples:
+            kept.append(replace(clip, samples=samples))
+    if not kept:
+        raise ValueError(f"no clip has a question of the types {list(families)}")
+    return kept
+
+
+class Lessons:
+    """Clips with their questions as batches: every clip once, its questions behind it."""
+
+    def __init__(self, loaded: Loaded, method: Method, clips: Sequence[EncodedQuestions]) -> None:
+        self._method, self._clips = method, clips
+        self._layouts = Layouts(loaded, method)
+        self._num_slots = method.num_visual + method.num_audio
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """All questions about the clips of the given numbers."""
+        plans: list[Plan] = []
+        anchors: list[torch.Tensor] = []
+        for index in indices:
+            clip = self._clips[index]
+            plans += [self._layouts.lesson(clip, sample) for sample in clip.samples]
+            if self._num_slots:
+                anchors += anchors_of(clip, self._method)
+        return collate(plans, anchors=anchors if self._num_slots else None, share_clips=True)
+
+
+class Layouts:
+    """Lays questions out, and remembers how: clips of one shape differ in their features alone."""
+
+    def __init__(self, loaded: Loaded, method: Method) -> None:
+        self._loaded, self._method = loaded, method
+        self._known: dict[tuple, Plan] = {}
+
+    def lesson(self, clip: EncodedQuestions, sample: Sample) -> Plan:
+        """A question with its answer."""
+        words = tuple(step.text if isinstance(step, TextStep) else "" for step in sample.trajectory)
+        plan = self._layout(clip, sample, (sample.question, sample.answer, words))
+        looks = [step for step in sample.trajectory if isinstance(step, LookStep)]
+        spans = tuple(
+            replace(span, start_s=look.start_s, end_s=look.end_s)
+            for span, look in zip(plan.spans, looks if plan.spans else [], strict=True)
+        )
+        return replace(plan, spans=spans)
+
+    def prompt(self, clip: EncodedQuestions, sample: Sample) -> Plan:
+        """A question to answer."""
+        return self._layout(clip, sample, (sample.question,))
+
+    def _layout(self, clip: EncodedQuestions, sample: Sample, words: tuple) -> Plan:
+        media = clip.clip
+        key = (*words, media.grid_thw, media.seconds_per_grid, media.num_audio_tokens)
+        if key not in self._known:
+            builder = PlanBuilder(self._loaded.tokenizer, self._loaded.vocabulary, media).chat_prompt(sample.question)
+            if len(words) > 1:
+                self._method.write(builder, sample)
+            self._known[key] = builder.build()
+        return replace(self._known[key], media=media)
+
+
+def anchors_of(clip: EncodedQuestions, method: Method) -> list[torch.Tensor]:
+    """Anchors of every question of a clip, float32 (P, K, D)."""
+    by_span = clip.segments.anchors(num_visual=method.num_visual, num_audio=method.num_audio)
+    return [torch.stack([by_span[look.start_s, look.end_s] for look in sample.looks]) for sample in clip.samples]
+
+
+def _freeze(learner: Learner, train_parts: Sequence[str]) -> None:
+    learner.requires_grad_(False)
+    parts = {**learner.backbone.modules_by_group(), "heads": learner.heads}
+    for name in train_parts:
+        parts[name].requires_grad_(True)
+
+
+def _groups(learner: Learner, weight_decay: float) -> list[dict[str, Any]]:
+    learned = [(n, p) for n, p in learner.named_parameters() if p.requires_grad]
+    decays = [p for n, p in learned if p.ndim >= 2 and "embed" not in n]
+    others = [p for n, p in learned if not (p.ndim >= 2 and "embed" not in n)]
+    return [{"params": decays, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def _order(count: int, config: TrialConfig) -> list[list[int]]:
+    """Which clips each step takes: epochs in random order, one after the other."""
+    generator = torch.Generator().manual_seed(config.seed)
+    needed, order = config.steps * config.clips_per_step, []
+    while len(order) < needed:
+        order += torch.randperm(count, generator=generator).tolist()
+    return [order[i : i + config.clips_per_step] for i in range(0, needed, config.clips_per_step)]
+
+
+def _share_of_peak(step: int, config: TrialConfig) -> float:
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return 0.5 * (1.0 + math.cos(math.pi * done))

@@ -1,0 +1,1 @@
+"""The evaluation as a page for a browser: one HTML file that needs nothing beside it."""
