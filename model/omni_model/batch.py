@@ -182,9 +182,7 @@ def _share(plans: Sequence[Plan], clip_of: list[int], clips: list[int]) -> Share
     lengths = [plans[first].prefix_length for first in clips]
     if any(lengths[clip] != plan.prefix_length for plan, clip in zip(plans, clip_of, strict=True)):
         raise ValueError("rows that share a clip must begin alike: give them the same system prompt")
-    return SharedClips(
-        first_C=torch.tensor(clips), clip_B=torch.tensor(clip_of), lengths_C=torch.tensor(lengths)
-    )
+    return SharedClips(first_C=torch.tensor(clips), clip_B=torch.tensor(clip_of), lengths_C=torch.tensor(lengths))
 
 
 def _global_sources(plans: Sequence[Plan], clip_of: list[int], clips: list[int]) -> list[torch.Tensor]:

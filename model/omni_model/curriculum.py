@@ -28,6 +28,8 @@ from omni_model.qwen_omni import QwenOmniBackbone
 from omni_model.sequence import IGNORE, Kind, Media, Plan, PlanBuilder
 from omni_model.vocabulary import Vocabulary
 
+_PREFIX = "Answer:"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -42,6 +44,8 @@ class Stage:
     """Where the stage gives up."""
     num_shots: int = 6
     """Length of the clips: short ones first make captions click several times sooner."""
+    prefixed: bool = False
+    """Every second answer stands after the word that begins it in post-training, so that it can be given there too."""
     perception_weight: float = 0.0
     """Weight of naming each moment straight from the towers (`perception.py`)."""
     learning_rate: float = 2e-3
@@ -115,8 +119,10 @@ class Packer:
     def __call__(self, number: int) -> Packed:
         lesson = self.teach(number, self.stage)
         builder = PlanBuilder(self.tokenizer, self.vocabulary, lesson.media).clip_turn()
-        for _, question, answer in lesson.questions:
+        for place, (_, question, answer) in enumerate(lesson.questions):
             builder.new_block().question_turn(question)
+            if self.stage.prefixed and (number + place) % 2:
+                builder.text(_PREFIX, Kind.TEMPLATE)
             builder.text(f" {answer}", Kind.TEXT, learn=True).end_turn()
         families = tuple(family for family, _, _ in lesson.questions)
         return Packed(plan=builder.build(), families=families, shown=lesson.shown)
@@ -151,8 +157,8 @@ def run_course(
 ) -> dict[str, float]:
     """Take the model through all stages, or from `first_stage` on; returns the last held-out accuracies by family.
 
-    A stage begins with a new optimizer and clips of its own, so that going on from what the stage before left is as good
-    as one run. `words` are needed where a stage has a `perception_weight`. Raises `StageError` where a gate is not
+    A stage begins with a new optimizer and clips of its own, so that going on from what the stage before left is as
+    good as one run. `words` are needed where a stage has a `perception_weight`. Raises `StageError` where a gate is not
     reached, `ValueError` for a stage that is not in the course.
     """
     names = [stage.name for stage in config.stages]
@@ -187,9 +193,7 @@ def _run_stage(
     if perception is None and stage.perception_weight:
         raise ValueError(f"stage {stage.name} has a perception_weight, and nobody told the words that it needs")
     learned = [*backbone.parameters(), *(perception.parameters() if perception is not None else ())]
-    optimizer = torch.optim.AdamW(
-        learned, lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
-    )
+    optimizer = torch.optim.AdamW(learned, lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay)
     started, losses, figures = time.monotonic(), [], {}
     for number, step in enumerate(steps, start=1):
         for group in optimizer.param_groups:

@@ -45,8 +45,9 @@ class Rollout:
         return sum(e.type == "latent" for e in self.events)
 
     def latents(self, phase: int) -> torch.Tensor:
-        """float (K, D): the vectors of one phase."""
-        return torch.stack([e.vector for e in self.events if e.type == "latent" and e.phase == phase])  # type: ignore[misc]
+        """float (K, D): the vectors of one phase; (0, 0) where it has no slots."""
+        vectors = [e.vector for e in self.events if e.type == "latent" and e.phase == phase and e.vector is not None]
+        return torch.stack(vectors) if vectors else torch.zeros(0, 0)
 
 
 LatentOverride = Callable[[int, int, torch.Tensor], torch.Tensor]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -12,26 +11,21 @@ import torch
 
 from omni_model.anchors import AnchorEncoder
 from omni_model.folder import load_folder
-from omni_model.generate import Rollout, generate
+from omni_model.generate import Rollout
 from omni_model.measures import measure, summarise_measures
 from omni_model.moments import Moments, Span, moments_of
 from omni_model.probes import (
     BLIND,
     INTERVENTIONS,
-    Intervention,
-    Name,
     blind,
-    choose_donors,
-    intervene,
-    interventions_for,
     paired_difference,
 )
 from omni_model.reason import Ask, Reasoner, Reply
 from omni_model.rows import PreparedRow
-from omni_model.scoring import accuracy, accuracy_by_type, chance, parse_answer
+from omni_model.scoring import accuracy, accuracy_by_type, chance
 from omni_model.sequence import Plan
+from omni_model.sitting import OWN, Sitting
 
-OWN = "own"
 CONDITIONS: tuple[str, ...] = (OWN, *BLIND, "latents_zero", "latents_noise", "latents_other", "latents_gold")
 """What every evaluation runs."""
 ALL_CONDITIONS: tuple[str, ...] = (OWN, *BLIND, *INTERVENTIONS)
@@ -70,18 +64,25 @@ class Examiner:
         """One record per row and condition: what was answered and whether it is right."""
         asks = [_ask(row) for row in rows]
         plans = self._plans(rows, asks)
-        usual = Intervention(method=self._model.method, max_phases=self._max_phases)
-        own = self._rollouts(plans, usual)
-        records = self._records(rows, OWN, own)
-        self._add_own(records, rows, asks, plans, own)
-        for which in BLIND:
-            if which in self._conditions:
-                changed = self._rollouts(self._plans(rows, [blind(ask, which) for ask in asks]), usual)
-                records += self._records(rows, which, changed)
-        # Also where this batch never looked: every condition must answer every question.
-        for name in interventions_for(self._model.method, gold=self._has_gold(rows)):
-            if name in self._conditions:
-                records += self._interfered(name, rows, plans, own)
+        sitting = Sitting(
+            model=self._model,
+            samples=[row.sample for row in rows],
+            clip_ids=[row.clip_id for row in rows],
+            plans=plans,
+            anchors=[torch.from_numpy(np.asarray(row.anchors, np.float32)) for row in rows],
+            max_new_tokens=self._max_new_tokens,
+            max_phases=self._max_phases,
+            device=self._device,
+        )
+        own = sitting.own()
+        blinded = {
+            which: self._plans(rows, [blind(ask, which) for ask in asks])
+            for which in BLIND
+            if which in self._conditions
+        }
+        records = sitting.records(own, self._conditions, blinded)
+        # Own records come first.
+        self._add_own(records[: len(rows)], rows, asks, plans, own)
         return records
 
     def _plans(self, rows: Sequence[PreparedRow], asks: Sequence[Ask]) -> list[Plan]:
@@ -89,48 +90,6 @@ class Examiner:
         plans = [self._reasoner.plan(ask) for ask in asks]
         media = {row.clip_id: plan.media for row, plan in zip(rows, plans, strict=True)}
         return [replace(plan, media=media[row.clip_id]) for row, plan in zip(rows, plans, strict=True)]
-
-    def _rollouts(self, plans: Sequence[Plan], given: Intervention) -> list[Rollout]:
-        return generate(
-            self._model.loaded.backbone,
-            self._model.heads,
-            given.method,
-            self._model.loaded.vocabulary,
-            plans,
-            max_new_tokens=self._max_new_tokens,
-            max_phases=given.max_phases,
-            override=given.override,
-            hide_latents=given.hide_latents,
-            device=self._device,
-        )
-
-    def _interfered(
-        self, name: Name, rows: Sequence[PreparedRow], plans: Sequence[Plan], own: Sequence[Rollout]
-    ) -> list[dict[str, Any]]:
-        samples = [row.sample for row in rows]
-        donors = None
-        if name == "latents_other":
-            answers = [sample.answer for sample in samples]
-            donors = choose_donors([row.clip_id for row in rows], [s.question_type for s in samples], answers)
-        given = intervene(
-            name,
-            self._model.method,
-            own,
-            max_phases=self._max_phases,
-            donors=donors,
-            anchors=[torch.from_numpy(np.asarray(row.anchors, np.float32)) for row in rows],
-            # Another batch, another noise; the same batch, the same.
-            seed=zlib.crc32(" ".join(sample.sample_id for sample in samples).encode()),
-        )
-        records = self._records(rows, name, self._rollouts(plans, given))
-        for record, donor in zip(records, donors or [], strict=donors is not None):
-            record["donor_expected"] = samples[donor].answer
-        return records
-
-    def _has_gold(self, rows: Sequence[PreparedRow]) -> bool:
-        return all(
-            row.anchors.shape[1:] == (self._reasoner.num_slots, self._model.loaded.backbone.width) for row in rows
-        )
 
     def _add_own(
         self,
@@ -178,31 +137,6 @@ class Examiner:
             )
 
         return moments_of(rows, encode)
-
-    def _records(
-        self, rows: Sequence[PreparedRow], condition: str, rollouts: Sequence[Rollout]
-    ) -> list[dict[str, Any]]:
-        return [self._record(row, condition, rollout) for row, rollout in zip(rows, rollouts, strict=True)]
-
-    def _record(self, row: PreparedRow, condition: str, rollout: Rollout) -> dict[str, Any]:
-        sample = row.sample
-        text = str(self._model.loaded.tokenizer.decode(rollout.tokens, skip_special_tokens=True)).strip()
-        answer = parse_answer(text, sample.options)
-        return {
-            "sample_id": sample.sample_id,
-            "clip_id": row.clip_id,
-            "question_type": sample.question_type,
-            "condition": condition,
-            "options": list(sample.options),
-            "expected": sample.answer,
-            "answer": answer,
-            "text": text,
-            "right": answer.lower() == sample.answer.lower(),
-            "latent_phases": len({event.phase for event in rollout.events} - {-1}),
-            "looked_right": None,
-            "completion_tokens": len(rollout.tokens),
-            "latent_steps": rollout.latent_steps,
-        }
 
 
 def _ask(row: PreparedRow) -> Ask:

@@ -15,8 +15,9 @@ FeedbackKind = Literal["raw", "linear", "constant"]
 class Feedback(nn.Module):
     """The hidden state as it is (`raw`, LatentOmni Eq. 2) or through one linear layer that starts as the identity.
 
-    `constant` is one learned vector whatever the state, for pause tokens. `norm_match` scales each vector to the root mean square of the row's own clip features, because hidden states after
-    the final norm are far larger than anything the model is used to read.
+    `constant` is one learned vector whatever the state, for pause tokens. `norm_match` scales each vector to the root
+    mean square of the row's own clip features, because hidden states after the final norm are far larger than anything
+    the model is used to read.
     """
 
     def __init__(self, width: int, *, kind: FeedbackKind = "raw", norm_match: bool = False) -> None:
@@ -37,7 +38,6 @@ class Feedback(nn.Module):
         rms = fed.float().square().mean(-1, keepdim=True).clamp(min=1e-12).sqrt()
         scale = scale_B.view(-1, *[1] * (hidden.ndim - 1))
         return (fed / rms * scale).to(fed.dtype)
-
 
     @property
     def is_constant(self) -> bool:

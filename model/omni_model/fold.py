@@ -1,4 +1,4 @@
-"""Rows about one clip folded into one sequence: the clip's keys and values then exist once, however many rows read them.
+"""Rows about one clip folded into one sequence: the clip's keys and values then exist once for all rows that read them.
 
 Position n of row r of a clip stands at place n R + r behind the clip. Rows are blocks that do not see each other.
 """

@@ -74,8 +74,8 @@ def generate(
 
     `max_new_tokens` counts chosen tokens (triggers included, slots and stops not). After `max_phases` phases the
     trigger is banned. Batching changes nothing: a row's result is that of the row alone. With an `override` slots are
-    made one by one, because each is to follow from what was fed in place of the one before it; with `hide_latents` words
-    do not see them. Prompts about one and the same media object share its clip, which is run once. Raises
+    made one by one, because each is to follow from what was fed in place of the one before it; with `hide_latents`
+    words do not see them. Prompts about one and the same media object share its clip, which is run once. Raises
     `ValueError` for prompts that hold latent phases or packed questions.
     """
     if any(prompt.spans or bool(prompt.blocks.any()) for prompt in prompts):

@@ -61,7 +61,8 @@ def allowed(
 ) -> torch.Tensor:
     """bool (B, Q, K): may the query see the key? Order, not position ids, decides causality.
 
-    With `hide_latents` nothing but latent slots sees latent slots: a probe, for any bottleneck. A padding query sees nothing; callers let it see itself, because softmax over nothing is undefined.
+    With `hide_latents` nothing but latent slots sees latent slots: a probe, for any bottleneck. A padding query sees
+    nothing; callers let it see itself, because softmax over nothing is undefined.
     """
     # Tensors of B x Q x K are large: each further one is folded in place. A padding key comes after every query.
     last = torch.iinfo(key.index.dtype).max

@@ -73,8 +73,10 @@ def summarise_measures(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for group in ("attention", "latents", "retrieval"):
         columns: dict[str, list[float]] = {}
-        for name, value in (pair for r in measured for pair in r["measures"].get(group, {}).items()):
-            columns.setdefault(name, []).append(value)
+        for name, value in (pair for r in measured for pair in (r["measures"].get(group) or {}).items()):
+            # Records that travelled as a table have a field for whatever any of them has.
+            if value is not None:
+                columns.setdefault(name, []).append(value)
         if columns:
             out[group] = _shares(columns) if group == "retrieval" else {n: _mean(v) for n, v in columns.items()}
     probes = {
@@ -133,7 +135,7 @@ def _probes(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The probe at every site, on the rows that have it."""
     out = {}
     for site in dict.fromkeys(site for r in records for site in r["measures"]["states"]):
-        rows = [r for r in records if site in r["measures"]["states"]]
+        rows = [r for r in records if r["measures"]["states"].get(site) is not None]
         features_ND = torch.tensor([r["measures"]["states"][site] for r in rows])
         found = decodability(features_ND, [r["expected"] for r in rows], groups=[r["clip_id"] for r in rows])
         if found is not None:

@@ -152,9 +152,7 @@ class Roller:
             together=self.together,
         )
 
-    def _one_by_one(
-        self, phase: Phase, slots_BK: torch.Tensor, pieces: list[_Piece]
-    ) -> tuple[torch.Tensor, _Piece]:
+    def _one_by_one(self, phase: Phase, slots_BK: torch.Tensor, pieces: list[_Piece]) -> tuple[torch.Tensor, _Piece]:
         """Each slot fed with a graph before the next latent is read; the last one is left to be fed."""
         latents, state_BD, count = [], phase.state_BD, slots_BK.shape[1]
         for slot in range(count):

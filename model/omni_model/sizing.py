@@ -260,7 +260,7 @@ def _rollout(learner: Learner, llm: _Stack, row: RowShape, value_bytes: int, *, 
     """Bytes kept beyond one parallel pass because own latents are made, and the passes that wait for each other."""
     method = learner.method
     slots, unroll = row.num_phases * (method.num_visual + method.num_audio), method.unroll
-    if not slots or unroll.engine == "teacher_parallel":
+    if not slots or unroll.engine == "teacher_parallel" or learner.heads.feedback.is_constant:
         return 0.0, 0
     passes = row.num_phases * unroll.jacobi_sweeps if unroll.engine == "jacobi" else slots
     cache = 2.0 * llm.key_value * llm.layers * row.length * value_bytes
@@ -268,7 +268,7 @@ def _rollout(learner: Learner, llm: _Stack, row: RowShape, value_bytes: int, *, 
         return cache, passes
     # Every phase joins its keys and values to a copy of the cache; attention spreads them over all heads.
     spread = 0.0 if recompute else 2.0 * llm.attention * llm.layers * row.length * value_bytes
-    kept = cache + row.num_phases * (cache + spread)
+    kept = row.num_phases * (cache + spread)
     if unroll.engine == "two_pass":
         kept += llm.layers * row.length * (value_bytes * llm.width if recompute else llm.kept(value_bytes))
     return kept, passes

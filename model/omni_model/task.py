@@ -29,7 +29,7 @@ class TaskConfig:
     model_name_or_path: str = "tiny"
     """Folder, hub name, or `tiny` for the toy base that ships with the package."""
     method: str = "latent_omni"
-    """latent_omni, text_cot or sft."""
+    """latent_omni, pause, markers, text_cot or sft."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the method."""
     freeze: tuple[str, ...] = ("vision",)
@@ -170,8 +170,7 @@ def choose_weights(
             dropout=config.lora_dropout,
             target=config.lora_target,
         )
-        has_slots = method.num_visual + method.num_audio > 0
-        add_adapters(backbone.thinker, options, new_ids=latent_ids if has_slots else (), whole=whole)
+        add_adapters(backbone.thinker, options, new_ids=latent_ids if method.has_phases else (), whole=whole)
     for name in config.freeze:
         groups[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in learner.parameters()):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -46,6 +47,8 @@ class TrialConfig:
     """Only the first so many clips, seen again and again; None for all."""
     families: tuple[str, ...] = ()
     """Only questions of these types; none named is all."""
+    questions_per_clip: int | None = None
+    """So many questions about a clip in a step, drawn anew each time; None for all."""
     train_parts: tuple[str, ...] = ("llm", "heads")
 
 
@@ -54,7 +57,13 @@ Report = Callable[[int, Learner, dict[str, float]], None]
 
 
 def train(
-    loaded: Loaded, method: Method, clips: Sequence[EncodedQuestions], config: TrialConfig, *, every: int, report: Report
+    loaded: Loaded,
+    method: Method,
+    clips: Sequence[EncodedQuestions],
+    config: TrialConfig,
+    *,
+    every: int,
+    report: Report,
 ) -> Learner:
     """Train a method from a loaded base; `report` is called every so many steps and at the end.
 
@@ -63,7 +72,8 @@ def train(
     torch.manual_seed(config.seed)
     learner = Learner(loaded.backbone, method).train()
     _freeze(learner, config.train_parts)
-    lessons = Lessons(loaded, method, chosen(clips, config.families, config.num_clips))
+    kept = chosen(clips, config.families, config.num_clips)
+    lessons = Lessons(loaded, method, kept, questions_per_clip=config.questions_per_clip)
     order = _order(len(lessons), config)
     optimizer = torch.optim.AdamW(
         _groups(learner, config.weight_decay), lr=config.learning_rate, betas=(0.9, config.adam_beta2)
@@ -73,12 +83,12 @@ def train(
         learner.begin_step(step, config.steps)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _share_of_peak(step, config)
-        terms = learner(lessons.batch(order[step]))
+        terms = learner(lessons.batch(order[step], draw=(config.seed, step)))
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         nn.utils.clip_grad_norm_(learner.parameters(), config.max_grad_norm)
         optimizer.step()
-        sums = {name: sums.get(name, 0.0) + float(value) for name, value in terms.items()}
+        sums = {name: sums.get(name, 0.0) + float(value.detach()) for name, value in terms.items()}
         if (step + 1) % every == 0 or step + 1 == config.steps:
             since = (step % every) + 1
             report(step + 1, learner, {name: value / since for name, value in sums.items()})
@@ -104,23 +114,34 @@ def chosen(
 class Lessons:
     """Clips with their questions as batches: every clip once, its questions behind it."""
 
-    def __init__(self, loaded: Loaded, method: Method, clips: Sequence[EncodedQuestions]) -> None:
-        self._method, self._clips = method, clips
+    def __init__(
+        self,
+        loaded: Loaded,
+        method: Method,
+        clips: Sequence[EncodedQuestions],
+        *,
+        questions_per_clip: int | None = None,
+    ) -> None:
+        self._method, self._clips, self._questions_per_clip = method, clips, questions_per_clip
         self._layouts = Layouts(loaded, method)
         self._num_slots = method.num_visual + method.num_audio
 
     def __len__(self) -> int:
         return len(self._clips)
 
-    def batch(self, indices: Sequence[int]) -> Batch:
-        """All questions about the clips of the given numbers."""
+    def batch(self, indices: Sequence[int], *, draw: tuple[int, int] = (0, 0)) -> Batch:
+        """Questions about the clips of the given numbers: all of them, or some, as `draw` (seed, step) decides."""
+        rng = np.random.default_rng(draw)
         plans: list[Plan] = []
         anchors: list[torch.Tensor] = []
         for index in indices:
             clip = self._clips[index]
-            plans += [self._layouts.lesson(clip, sample) for sample in clip.samples]
+            count = min(self._questions_per_clip or len(clip.samples), len(clip.samples))
+            asked = sorted(rng.permutation(len(clip.samples))[:count].tolist())
+            plans += [self._layouts.lesson(clip, clip.samples[i]) for i in asked]
             if self._num_slots:
-                anchors += anchors_of(clip, self._method)
+                of_clip = anchors_of(clip, self._method)
+                anchors += [of_clip[i] for i in asked]
         return collate(plans, anchors=anchors if self._num_slots else None, share_clips=True)
 
 

@@ -80,8 +80,8 @@ class UnrollConfig:
                 raise ValueError(f"{name} is a share between 0 and 1, got {share}")
         if not 0.0 < self.bottleneck_until <= 1.0:
             raise ValueError(
-                f"bottleneck_until is a share of training above 0 and up to 1, got {self.bottleneck_until}; for none at "
-                "all take bottleneck: none"
+                f"bottleneck_until is a share of training above 0 and up to 1, got {self.bottleneck_until}; "
+                "for none at all take bottleneck: none"
             )
         if self.jacobi_sweeps < 2:
             raise ValueError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration
 
+from omni_model.encoded import RawClip
+from omni_model.events import Rollout
 from omni_model.methods import make_method
 from omni_model.methods.base import Method
 from omni_model.qwen_omni import QwenOmniBackbone
@@ -113,6 +116,16 @@ def backbone(new_backbone: Callable[..., QwenOmniBackbone]) -> QwenOmniBackbone:
     return new_backbone()
 
 
+@pytest.fixture(scope="module")
+def talker(new_backbone: Callable[..., QwenOmniBackbone], vocabulary: Vocabulary) -> QwenOmniBackbone:
+    """A toy model that looks now and then and sometimes ends its turn."""
+    backbone = new_backbone(seed=9)
+    with torch.no_grad():
+        backbone.thinker.lm_head.weight[vocabulary.trigger] *= 3.5
+        backbone.thinker.lm_head.weight[vocabulary.chat_end] *= 2
+    return backbone
+
+
 @pytest.fixture(scope="session")
 def film() -> Callable[..., Media]:
     """`film(index, shots)`: a clip of the film, one second a shot, with sound unless told."""
@@ -124,6 +137,31 @@ def film() -> Callable[..., Media]:
         return prepare_media(frames, sample_fps=2.0, waveform=render_waveform(scene) if sound else None)
 
     return render
+
+
+@pytest.fixture(scope="session")
+def raw_clips(sample_with) -> list[RawClip]:
+    """Clips of the film with 2, 3, 2 and 2 shots and 3, 1, 2 and 1 questions, which look once or twice."""
+    clips = []
+    for index, (shots, looks) in enumerate(((2, (1, 2, 1)), (3, (2,)), (2, (1, 1)), (2, (2,)))):
+        scene = make_scene(seed=3, index=index, num_shots=shots)
+        clips.append(
+            RawClip(
+                clip_id=f"clip-{index}",
+                frames=render_frames(scene, times_s=np.arange(2 * shots) / 2, side_px=56),
+                sample_fps=2.0,
+                waveform=render_waveform(scene),
+                samples=tuple(_asked(sample_with(n, f"{index}-{i}"), i) for i, n in enumerate(looks)),
+                segments=((0.0, 2.0),),
+            )
+        )
+    return clips
+
+
+def _asked(sample: Sample, number: int) -> Sample:
+    """Three families, and words that differ in length."""
+    family, question = (("colour", sample.question), ("tone", "Which tone sounds?"), ("shape", "Which?"))[number]
+    return replace(sample, question_type=family, question=question)
 
 
 @pytest.fixture(scope="session")
@@ -199,6 +237,23 @@ def mixed_plans(lay_out, film, sample_with, latent) -> Callable[..., list[Plan]]
         return [lay_out(method or latent(), film(index, shots), sample_with(looks)) for index, shots, looks in rows]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def assert_same_rollout() -> Callable[..., None]:
+    """`assert_same_rollout(ours, theirs)`: the same tokens, places and phases; vectors and log-probabilities close."""
+
+    def check(ours: Rollout, theirs: Rollout, within: float = 1e-4) -> None:
+        assert ours.finish_reason == theirs.finish_reason
+        assert len(ours.events) == len(theirs.events)
+        for mine, other in zip(ours.events, theirs.events, strict=True):
+            assert (mine.type, mine.token, mine.phase) == (other.type, other.token, other.phase)
+            assert mine.position_ids == other.position_ids
+            assert mine.logp == pytest.approx(other.logp, abs=within)
+            if mine.vector is not None:
+                torch.testing.assert_close(mine.vector, other.vector, atol=within, rtol=0)
+
+    return check
 
 
 @pytest.fixture(scope="module")

@@ -81,3 +81,22 @@ def test_a_batch_moves_whole(mixed_plans, random_anchors):
     assert len(tensors) == 14
     assert {t.device.type for t in tensors} == {"meta"}
     assert collate(plans).to("cpu").anchors_BPKD is None
+
+
+def test_rows_about_one_clip_hold_it_once(lay_out, film, sample_with, latent):
+    """Media tokens of every row point at their own clip's features, wherever its rows stand in the batch."""
+    clips = [film(0, 2), film(1, 3), film(0, 2), film(1, 3), film(0, 2)]
+    plans = [lay_out(latent(), clip, sample_with(1 + i % 2)) for i, clip in enumerate(clips)]
+    batch = collate(plans, share_clips=True)
+    assert batch.shared is not None
+    assert batch.shared.first_C.tolist() == [0, 1]
+    assert batch.shared.clip_B.tolist() == [0, 1, 0, 1, 0]
+    assert batch.shared.lengths_C.tolist() == [plans[0].prefix_length, plans[1].prefix_length]
+    assert batch.media.grid_thw.tolist() == [[2, 4, 4], [3, 4, 4]]
+    for row, clip in enumerate((0, 1, 0, 1, 0)):
+        for kind, starts, counts in ((Kind.VISUAL, (0, 8), (8, 12)), (Kind.AUDIO, (0, 50), (50, 75))):
+            source = batch.source_BL[row, batch.kinds_BL[row] == kind]
+            assert source.tolist() == list(range(starts[clip], starts[clip] + counts[clip]))
+    assert collate(plans[:2], share_clips=True).shared is None
+    moved = batch.to("meta")
+    assert {t.device.type for t in (*vars(moved.shared).values(), *vars(moved.media).values())} == {"meta"}

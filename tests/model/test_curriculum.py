@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from omni_model.batch import collate
 from omni_model.curriculum import (
+    BatchMaker,
     CourseConfig,
     Lesson,
     Packer,
@@ -16,6 +19,8 @@ from omni_model.curriculum import (
     packed_loss,
     run_course,
 )
+from omni_model.embedding import embed_batch
+from omni_model.perception import Shown, Words
 from omni_model.sequence import IGNORE, Kind
 
 STAGE = Stage(name="first", mix={"colour": 1, "tone": 1}, until={"colour": 0.0}, max_clips=8, num_shots=2)
@@ -40,6 +45,28 @@ def packer(tokenizer, vocabulary, teach) -> Packer:
     return Packer(tokenizer, vocabulary, teach, STAGE)
 
 
+def _always_red(backbone, tokenizer):
+    red = tokenizer(" red")["input_ids"][0]
+
+    class Red(type(backbone)):
+        def logits(self, hidden):
+            logits = super().logits(hidden).clone()
+            logits[..., red] += 1000
+            return logits
+
+    return Red(backbone.thinker)
+
+
+def _showing(teach):
+    """The same lessons, with what the first second shows: the lesson's number, even or odd."""
+
+    def lesson(number: int, stage: Stage) -> Lesson:
+        shown = Shown(start_s=0.0, end_s=1.0, visual=(number % 2,), audio=(0,))
+        return replace(teach(number, stage), shown=(shown,))
+
+    return lesson
+
+
 def test_questions_stand_in_blocks_behind_one_clip(packer, tokenizer):
     packed = packer(0)
     plan = packed.plan
@@ -50,10 +77,38 @@ def test_questions_stand_in_blocks_behind_one_clip(packer, tokenizer):
     assert [tokenizer.decode(ids) for ids in learned] == [" red blue<|im_end|>", " low<|im_end|>"]
 
 
+def test_every_second_answer_can_stand_after_the_word_that_begins_it(tokenizer, vocabulary, teach):
+    """In post-training's own tokens; the word is given and not learned."""
+    packer = Packer(tokenizer, vocabulary, teach, replace(STAGE, prefixed=True))
+    for number in (0, 1):
+        plan = packer(number).plan
+        for block, answer in ((1, " red blue"), (2, " low")):
+            place = plan.blocks == block
+            told = tokenizer.decode(plan.input_ids[place]).split("assistant\n")[1]
+            begins = "Answer:" if (number + block) % 2 == 0 else ""
+            assert told == f"{begins}{answer}<|im_end|>"
+            assert tokenizer.decode(plan.input_ids[place & (plan.labels != IGNORE)]) == f"{answer}<|im_end|>"
+    word, rest, whole = (tokenizer(text)["input_ids"] for text in ("Answer:", " red blue", "Answer: red blue"))
+    assert [*word, *rest] == whole
+
+
+def test_the_given_word_counts_for_nothing(backbone, tokenizer, vocabulary, teach):
+    """A model that always says red has the same accuracy with it and without."""
+    lessons = [Packer(tokenizer, vocabulary, teach, replace(STAGE, prefixed=True))(n) for n in range(3)]
+    assert accuracy_by_family(_always_red(backbone, tokenizer), lessons, 2) == {"colour": 0.5, "tone": 0.0}
+
+
+def test_a_step_takes_what_its_lessons_show(tokenizer, vocabulary, teach):
+    maker = BatchMaker(Packer(tokenizer, vocabulary, _showing(teach), STAGE), 2, 4)
+    step = maker(1)
+    assert [moments[0].visual for moments in step.shown] == [(0,), (1,)]  # lessons 6 and 7
+    assert len(step.batch.labels_BL) == 2
+
+
 @torch.no_grad()
 def test_the_loss_is_that_of_separate_questions(backbone, tokenizer, vocabulary, packer, film):
     batch = collate([packer(n).plan for n in (0, 1)])
-    loss, right = packed_loss(backbone, batch)
+    loss, right, encoded = packed_loss(backbone, batch)
     separate = []
     for number in (0, 1):
         for _, question, answer in packer.teach(number, STAGE).questions:
@@ -64,20 +119,13 @@ def test_the_loss_is_that_of_separate_questions(backbone, tokenizer, vocabulary,
     expected = sum(value * tokens for value, tokens in separate) / sum(tokens for _, tokens in separate)
     assert float(loss) == pytest.approx(expected, abs=1e-5)
     assert not right[batch.labels_BL == IGNORE].any()
+    assert torch.equal(encoded.visual_ND, embed_batch(backbone, batch).encoded.visual_ND)
 
 
 def test_accuracy_counts_answer_words_and_not_the_end_of_turn(backbone, packer, tokenizer):
     """A model that always says red: half of "red blue" is right, and nothing of "low"."""
-    red = tokenizer(" red")["input_ids"][0]
-
-    class Red(type(backbone)):
-        def logits(self, hidden):
-            logits = super().logits(hidden).clone()
-            logits[..., red] += 1000
-            return logits
-
     lessons = [packer(n) for n in range(3)]
-    assert accuracy_by_family(Red(backbone.thinker), lessons, 2) == {"colour": 0.5, "tone": 0.0}
+    assert accuracy_by_family(_always_red(backbone, tokenizer), lessons, 2) == {"colour": 0.5, "tone": 0.0}
 
 
 def test_a_stage_ends_at_its_gate_and_reports_on_the_way(new_backbone, tokenizer, vocabulary, teach):
@@ -131,3 +179,47 @@ def test_a_course_teaches(new_backbone, tokenizer, vocabulary, teach):
             report=lambda name, clips, figures: losses.append(figures["loss"]),
         )
     assert losses[-1] < losses[0] / 2
+
+
+def test_a_course_can_go_on_from_a_stage(new_backbone, tokenizer, vocabulary, teach):
+    """With the lessons that the stage would have had; a stage that is not there is named."""
+    second = replace(STAGE, name="second", max_clips=4)
+    course = replace(COURSE, stages=(STAGE, second))
+    reports = []
+    options = {"teach": teach, "report": lambda *seen: reports.append(seen)}
+    run_course(new_backbone(), tokenizer, vocabulary, course, **options, first_stage="second")
+    assert [name for name, *_ in reports] == ["second"]
+    assert [n for n in teach.numbers if n >= 0] == [8, 9, 10, 11]
+    with pytest.raises(ValueError, match="the course has no stage 'third'; it has first, second"):
+        run_course(new_backbone(), tokenizer, vocabulary, course, **options, first_stage="third")
+
+
+def test_perception_adds_its_weighted_loss(new_backbone, tokenizer, vocabulary, teach):
+    """To the loss of every step, beside the answers'."""
+    words = Words(visual=(2,), audio=(2,))
+
+    def losses(weight: float) -> list[float]:
+        stage = replace(STAGE, perception_weight=weight)
+        course, seen = replace(COURSE, stages=(stage,)), []
+        torch.manual_seed(0)
+        run_course(
+            new_backbone(),
+            tokenizer,
+            vocabulary,
+            course,
+            teach=_showing(teach),
+            report=lambda name, clips, figures: seen.append(figures["loss"]),
+            words=words,
+        )
+        return seen
+
+    plain, once, twice = (losses(weight)[0] for weight in (0.0, 1.0, 2.0))
+    assert plain < once < twice
+    # In the first of the two averaged steps weights are equal, in the second a warmed-up step apart.
+    assert (twice - once) == pytest.approx(once - plain, rel=0.2)
+
+
+def test_perception_needs_words(new_backbone, tokenizer, vocabulary, teach):
+    course = replace(COURSE, stages=(replace(STAGE, perception_weight=0.5),))
+    with pytest.raises(ValueError, match="stage first has a perception_weight, and nobody told the words"):
+        run_course(new_backbone(), tokenizer, vocabulary, course, teach=teach, report=lambda *_: None)

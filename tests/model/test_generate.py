@@ -17,16 +17,6 @@ CLIPS = ((0, 2, True), (1, 3, True), (2, 2, False), (3, 3, True))
 
 
 @pytest.fixture(scope="module")
-def talker(new_backbone, vocabulary):
-    """A toy model that looks now and then and sometimes ends its turn."""
-    backbone = new_backbone(seed=9)
-    with torch.no_grad():
-        backbone.thinker.lm_head.weight[vocabulary.trigger] *= 3.5
-        backbone.thinker.lm_head.weight[vocabulary.chat_end] *= 2
-    return backbone
-
-
-@pytest.fixture(scope="module")
 def prompts(prompt, film) -> list[Plan]:
     return [prompt(film(*clip), question).build() for clip, question in zip(CLIPS, QUESTIONS, strict=True)]
 
@@ -113,6 +103,23 @@ def test_training_on_the_generated_words_repeats_the_rollout(talker, roll, repla
         assert recorded == pytest.approx(_logps(talker, plan, outcome.hidden_BLD[row]), abs=1e-4)
 
 
+@pytest.mark.parametrize("bottleneck", ["none", "answer", "strict"])
+@pytest.mark.parametrize(("name", "slots"), [("pause", {"num_visual": 3, "num_audio": 2}), ("markers", {})])
+@torch.no_grad()
+def test_controls_generate_what_training_on_the_words_computes(talker, roll, replay, prompts, name, slots, bottleneck):
+    """Pause tokens and bare markers: places and log-probabilities of one teacher-forced pass."""
+    method = make_method(name, {**slots, "bottleneck": bottleneck})
+    rollouts, heads = roll(method)
+    plans = replay(method, rollouts)
+    assert sum(len(plan.spans) for plan in plans) >= 2
+    outcome = unroll(talker, heads.feedback, collate(plans), method.unroll, training=True)
+    for row, (rollout, plan, prompt) in enumerate(zip(rollouts, plans, prompts, strict=True)):
+        generated = plan.position_ids[:, len(prompt) :].T.tolist()
+        assert generated == [list(e.position_ids) for e in rollout.events]
+        recorded = [e.logp for e in rollout.events if e.type == "token"]
+        assert recorded == pytest.approx(_logps(talker, plan, outcome.hidden_BLD[row]), abs=1e-4)
+
+
 @torch.no_grad()
 def test_recorded_vectors_replay_in_one_forward(talker, roll, replay, latent):
     """Scoring never makes a latent again: the recorded ones are fed, whatever they were replaced by."""
@@ -130,19 +137,21 @@ def test_recorded_vectors_replay_in_one_forward(talker, roll, replay, latent):
 
 
 @pytest.mark.parametrize("bottleneck", ["none", "strict"])
-def test_a_batch_generates_what_its_rows_generate_alone(talker, vocabulary, roll, prompts, latent, bottleneck):
+def test_a_batch_generates_what_its_rows_generate_alone(
+    talker, vocabulary, roll, prompts, latent, bottleneck, assert_same_rollout
+):
     method = latent(bottleneck=bottleneck, norm_match=True)
     together, heads = roll(method)
     for prompt, row in zip(prompts, together, strict=True):
         (alone,) = generate(talker, heads, method, vocabulary, [prompt], max_new_tokens=10, max_phases=2)
-        _assert_equal(row, alone)
+        assert_same_rollout(row, alone)
 
 
 @pytest.mark.parametrize("bottleneck", ["none", "strict"])
 @pytest.mark.parametrize(
     "options", [{"num_visual": 3, "num_audio": 2}, {"num_visual": 7, "num_audio": 3}], ids=["5", "10"]
 )
-def test_as_many_sweeps_as_slots_generate_the_same(talker, roll, latent, bottleneck, options):
+def test_as_many_sweeps_as_slots_generate_the_same(talker, roll, latent, bottleneck, options, assert_same_rollout):
     """Token for token and vector for vector, though rows look at different moments and wait for each other."""
     shared = {"norm_match": True, "bottleneck": bottleneck, **options}
     one_by_one, heads = roll(latent(**shared))
@@ -150,7 +159,7 @@ def test_as_many_sweeps_as_slots_generate_the_same(talker, roll, latent, bottlen
     parallel = latent(**shared, engine="jacobi", jacobi_sweeps=slots, jacobi_tolerance=0.0)
     assert len({_phases(r) for r in one_by_one}) > 1
     for ours, theirs in zip(roll(parallel, heads)[0], one_by_one, strict=True):
-        _assert_equal(ours, theirs)
+        assert_same_rollout(ours, theirs)
     if slots > 5:
         rough, _ = roll(latent(**shared, engine="jacobi", jacobi_sweeps=2), heads)
         assert any(
@@ -161,12 +170,14 @@ def test_as_many_sweeps_as_slots_generate_the_same(talker, roll, latent, bottlen
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 0.3])
-def test_a_batch_in_sweeps_generates_what_its_rows_generate_alone(talker, vocabulary, roll, prompts, latent, tolerance):
+def test_a_batch_in_sweeps_generates_what_its_rows_generate_alone(
+    talker, vocabulary, roll, prompts, latent, tolerance, assert_same_rollout
+):
     method = latent(norm_match=True, engine="jacobi", jacobi_sweeps=4, jacobi_tolerance=tolerance)
     together, heads = roll(method)
     for prompt, row in zip(prompts, together, strict=True):
         (alone,) = generate(talker, heads, method, vocabulary, [prompt], max_new_tokens=10, max_phases=2)
-        _assert_equal(row, alone)
+        assert_same_rollout(row, alone)
 
 
 @torch.no_grad()
@@ -182,15 +193,19 @@ def test_training_in_sweeps_repeats_the_rollout_in_sweeps(talker, roll, replay, 
         assert recorded == pytest.approx(_logps(talker, plan, outcome.hidden_BLD[row]), abs=1e-4)
 
 
-def _assert_equal(ours: Rollout, theirs: Rollout) -> None:
-    assert ours.finish_reason == theirs.finish_reason
-    assert len(ours.events) == len(theirs.events)
-    for mine, other in zip(ours.events, theirs.events, strict=True):
-        assert (mine.type, mine.token, mine.phase) == (other.type, other.token, other.phase)
-        assert mine.position_ids == other.position_ids
-        assert mine.logp == pytest.approx(other.logp, abs=1e-4)
-        if mine.vector is not None:
-            torch.testing.assert_close(mine.vector, other.vector, atol=1e-4, rtol=0)
+def test_hidden_latents_change_the_words_and_not_the_first_phase(roll, latent, assert_same_rollout):
+    """The slots of a phase still see each other, so its latents stay; the word after them does not see them."""
+    own, heads = roll(latent())
+    hidden, _ = roll(latent(), heads, hide_latents=True)
+    logps = []
+    for before, after in zip(own, hidden, strict=True):
+        if not _phases(before):
+            assert_same_rollout(before, after)
+            continue
+        torch.testing.assert_close(before.latents(0), after.latents(0), atol=1e-5, rtol=0)
+        first = next(i for i, e in enumerate(before.events) if e.type == "forced") + 1
+        logps.append(abs(before.events[first].logp - after.events[first].logp))
+    assert min(logps) > 1e-3
 
 
 def test_rows_differ_in_phases_and_in_how_they_end(roll, latent):

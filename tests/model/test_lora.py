@@ -99,6 +99,18 @@ def test_methods_without_latents_leave_the_rows_alone(adapt, vocabulary):
     assert all(".lora_" in n for n, p in task.module.named_parameters() if p.requires_grad)
 
 
+def test_bare_markers_learn_their_rows_too(adapt, lay_out, film, sample_with, vocabulary):
+    """They have no slots, but a trigger that nobody has trained."""
+    task = adapt(method="markers", options={})
+    before = merged_state(task.module.backbone.thinker)["lm_head.weight"].clone()
+    batch = collate([lay_out(task.module.method, film(), sample_with(1))])
+    optimizer = torch.optim.AdamW(task.parameter_groups(0.0), lr=1e-2)
+    task.module.train()(batch)["loss"].backward()
+    optimizer.step()
+    after = merged_state(task.module.backbone.thinker)["lm_head.weight"]
+    assert (after[vocabulary.trigger] - before[vocabulary.trigger]).abs().max() > 1e-3
+
+
 def test_the_export_is_merged_and_the_model_trains_on_unmerged(adapt, train, tmp_path, base):
     task = adapt(lora_alpha=6.0)
     thinker = task.module.backbone.thinker

@@ -61,6 +61,22 @@ def test_every_pair_of_positions(bottleneck, training):
             assert bool(rule[query, key]) == expected, (ROW[query], query, ROW[key], key)
 
 
+@pytest.mark.parametrize("bottleneck", ["none", "answer", "strict"])
+def test_hidden_latents_are_seen_by_latents_alone(bottleneck):
+    """Words, triggers and stops do not see slots; slots see each other as before, and nothing else changes."""
+    seen = _look(ROW)
+    rule, hiding = (
+        allowed(seen, seen, bottleneck=bottleneck, training=False, hide_latents=hide)[0] for hide in (False, True)
+    )
+    for query, q in enumerate(ROW):
+        for key, k in enumerate(ROW):
+            expected = bool(rule[query, key]) and not (k in "VA" and q not in "VA")
+            assert bool(hiding[query, key]) == expected, (q, query, k, key)
+    stop, after, slot = 9, 10, 8
+    assert rule[stop, slot] and rule[after, slot]
+    assert hiding[slot, slot - 1] and not hiding[after, slot] and not hiding[ROW.index("T", 8), slot]
+
+
 def test_the_table_of_bottlenecks_says_what_it_should():
     """A few pairs by hand, so that the rules above are not merely the code said twice."""
     at = {"question": 4, "before": 5, "trigger": 6, "slot": 7, "stop": 9, "after": 10, "trigger2": 11, "slot2": 12}

@@ -109,7 +109,7 @@ def test_the_paper_is_the_default():
 
 
 def test_unknown_methods_and_options_name_what_is_known():
-    with pytest.raises(ValueError, match=r"unknown method 'lvr'; known: latent_omni, sft, text_cot"):
+    with pytest.raises(ValueError, match=r"unknown method 'lvr'; known: latent_omni, markers, pause, sft, text_cot"):
         make_method("lvr")
     with pytest.raises(
         ValueError, match=r"method 'latent_omni' has no option \['num_visuals'\]; it knows: num_visual,"

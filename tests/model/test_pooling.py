@@ -67,3 +67,14 @@ def test_gradient_reaches_every_feature():
     F.mse_loss(norm_weighted_pool(x, 3), torch.zeros(3, 4)).backward()
     assert x.grad is not None
     assert (x.grad.abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("count", [0, 3, 11])
+def test_a_stack_is_pooled_as_its_members(count):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, count, 4, generator=generator)
+    pooled = norm_weighted_pool(x, 5)
+    assert pooled.shape == (2, 3, 5, 4)
+    for i in range(2):
+        for j in range(3):
+            torch.testing.assert_close(pooled[i, j], norm_weighted_pool(x[i, j], 5))

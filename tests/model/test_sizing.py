@@ -86,6 +86,14 @@ def test_a_rollout_adds_its_keys_and_values(row, engine):
     assert size.rollout_bytes / (own - parallel) == pytest.approx(1.0, abs=0.35)
 
 
+def test_pause_tokens_wait_for_nothing():
+    """Their slots are known beforehand: one pass, as in teacher forcing."""
+    options = {"num_visual": 32, "num_audio": 8}
+    size = size_step({"method": "pause", "options": options}, ROW, batch_size=1, value_bytes=4)
+    assert (size.rollout_bytes, size.passes_in_a_row) == (0.0, 0)
+    assert size_step({"options": options}, ROW, batch_size=1, value_bytes=4).passes_in_a_row == 40
+
+
 @pytest.mark.parametrize("engine", ["teacher_parallel", "recurrent"])
 def test_recomputing_leaves_what_enters_the_layers_and_one_layer_at_its_turn(row, engine):
     options = {"num_visual": 32, "num_audio": 8, "sync_weight": 0, "engine": engine}

@@ -56,14 +56,14 @@ def rows(sample_with) -> list[Row]:
     return out
 
 
-@pytest.mark.parametrize("method", ["latent_omni", "sft", "text_cot"])
+@pytest.mark.parametrize("method", ["latent_omni", "pause", "markers", "sft", "text_cot"])
 def test_rows_become_a_batch_with_a_loss(base, rows, method):
-    options = OPTIONS if method == "latent_omni" else {}
+    options = OPTIONS if method in ("latent_omni", "pause") else {}
     task = build_task({"model_name_or_path": base, "method": method, "options": options})
     batch = task.collate(rows)
     assert batch.input_ids_BL.shape[0] == 2
-    assert batch.triggers_BP.shape == ((2, 2) if method == "latent_omni" else (2, 0))
-    if method == "latent_omni":
+    assert batch.triggers_BP.shape == ((2, 0) if method in ("sft", "text_cot") else (2, 2))
+    if options:
         np.testing.assert_array_equal(batch.anchors_BPKD[1].numpy(), rows[1].anchors)
         assert batch.looks_s_BP2.tolist() == [[[0, 1], [0, 0]], [[0, 1], [1, 2]]]
     out = task.module.train()(batch)

@@ -208,10 +208,58 @@ def test_the_share_runs_in_a_straight_line_over_training(backbone, latent, mixed
     close = {"atol": 1e-4, "rtol": 0}
     torch.testing.assert_close(loss_at(0, 11), taught, **close)
     torch.testing.assert_close(loss_at(10, 11), own, **close)
-    assert min((loss_at(5, 11) - x).abs() for x in (taught, own)) > 1e-3
+    torch.manual_seed(7)
+    half_way = loss_at(5, 11)
+    torch.manual_seed(7)
+    torch.testing.assert_close(half_way, Learner(backbone, latent(sync_weight=0.0, teacher_share=0.5))(batch)["loss"])
     # One step alone begins at the start; a step too many stays at the end.
     torch.testing.assert_close(loss_at(0, 1), taught, **close)
     torch.testing.assert_close(loss_at(11, 11), own, **close)
+
+
+@torch.no_grad()
+def test_a_bottleneck_can_be_lifted_for_good(backbone, latent, mixed_plans, random_anchors):
+    """Up to its share of training it acts, afterwards and when answering it does not."""
+    plans = mixed_plans()
+    batch = collate(plans, anchors=random_anchors(plans))
+    lifted = latent(bottleneck="strict", bottleneck_until=0.5)
+
+    def hidden(method, training: bool, progress: float = 0.0) -> torch.Tensor:
+        feedback = method.build_heads(backbone.width).feedback
+        return unroll(backbone, feedback, batch, method.unroll, training=training, progress=progress).hidden_BLD
+
+    strict, none = (hidden(latent(bottleneck=name), True) for name in ("strict", "none"))
+    assert (strict - none).abs().max() > 0.1
+    for progress, wanted in ((0.0, strict), (0.5, strict), (0.51, none), (1.0, none)):
+        assert torch.equal(hidden(lifted, True, progress), wanted), progress
+    assert torch.equal(hidden(lifted, False), none)
+    assert torch.equal(hidden(latent(bottleneck="strict"), False, 1.0), strict)
+    assert [lifted.unroll.answering_bottleneck, latent(bottleneck="answer").unroll.answering_bottleneck] == [
+        "none",
+        "answer",
+    ]
+    for share in (0.0, 1.5):
+        with pytest.raises(
+            ValueError, match=rf"above 0 and up to 1, got {share}; for none at all take bottleneck: none"
+        ):
+            latent(bottleneck_until=share)
+
+
+@torch.no_grad()
+def test_the_learner_lifts_the_bottleneck_at_its_step(backbone, latent, mixed_plans, random_anchors):
+    plans = mixed_plans()
+    batch = collate(plans, anchors=random_anchors(plans))
+    options = {"sync_weight": 0.0, "bottleneck": "answer"}
+    learner = Learner(backbone, latent(**options, bottleneck_until=0.5)).train()
+    losses = []
+    for step in (0, 5, 6, 10):
+        learner.begin_step(step, 11)
+        losses.append(learner(batch)["loss"])
+    blocked = Learner(backbone, latent(**options)).train()(batch)["loss"]
+    assert losses[0] == losses[1] == blocked
+    assert losses[2] == losses[3]
+    assert (losses[2] - blocked).abs() > 1e-3
+    backbone.eval()
 
 
 # --- Gradient (invariant 3) ---

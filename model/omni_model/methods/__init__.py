@@ -32,4 +32,4 @@ def make_method(name: str, options: Mapping[str, Any] | None = None) -> Method:
 
 def without_slots(method: Method) -> Method:
     """The same way of answering with nothing between trigger and stop: a probe for what the markers alone do."""
-    return Markers(bottleneck=method.unroll.answering_bottleneck)
+    return make_method(Markers.name, {"bottleneck": method.unroll.answering_bottleneck})

@@ -81,8 +81,8 @@ class LatentOmni:
     bottleneck: Bottleneck = "published"
     """Controlled attention flow: none, published (training only), answer, strict."""
     bottleneck_until: float = 1.0
-    """Share of training with the bottleneck. Below 1 it is then lifted, and stays so when answering (LIVR's second stage,
-    arXiv 2512.21218)."""
+    """Share of training with the bottleneck. Below 1 it is then lifted, and stays so when answering (LIVR's second
+    stage, arXiv 2512.21218)."""
     feedback: FeedbackKind = "raw"
     """How a hidden state becomes a slot's input: raw or linear."""
     norm_match: bool = False

@@ -1,0 +1,262 @@
+"""Compare methods on the film: python jobs/sweep.py --config jobs/configs/sweep/film.yaml
+
+Encodes the film once with the base's frozen towers, trains every cell from that base on the same clips, examines it
+under every condition, and notes it all in one MLflow experiment. Killed and started again it goes on where it was;
+cells that are done are skipped. `jobs/film_results.py` makes the pages from the experiment.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from omni_model.encoded import EncodedQuestions, RawClip, encode_clips, save_encoded
+from omni_model.folder import TINY_BASE, Preparation, load_backbone
+from omni_model.methods import make_method
+from omni_model.options import read_options
+from omni_model.trial import TrialConfig
+from omni_model.trial_exam import ExamConfig
+from omni_model.trial_run import TrialFiles, run_trial
+from omni_platform.artifacts import fingerprint_bytes
+from omni_platform.config import parse_args
+from omni_platform.media.benchmark import BENCHMARK, SHIFTS, BenchmarkClip, Split, clip_of, families_of
+from omni_platform.media.film import ask, to_sample
+from omni_platform.media.film_reasoning import HELD_OUT
+from omni_platform.media.scene import FILM_VERSION, World
+from omni_platform.runtime import start_ray
+from omni_platform.sweep import Cell, Outcome, Place, make_files, run_sweep
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilmSizes:
+    """How many clips there are of every kind."""
+
+    train: int = 5000
+    train_synchrony: int = 2000
+    validation: int = 64
+    test: int = 256
+    test_synchrony: int = 256
+    questions_per_family: int = 3
+    """How often a family is asked about a clip that is trained on, each time drawn anew."""
+    shifted: int = 96
+    """Clips of every shifted test."""
+    per_file: int = 250
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """What is compared, and on how much."""
+
+    output_dir: str
+    experiment_name: str = "film"
+    model_name_or_path: str = "tiny"
+    """The base that every cell begins with."""
+    film: FilmSizes = field(default_factory=FilmSizes)
+    trial: TrialConfig = field(default_factory=TrialConfig)
+    """What all cells have in common."""
+    cells: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Variant -> what differs from `trial`; `like: other` begins with another variant's settings, and `options` are
+    added to its options."""
+    exam: ExamConfig = field(default_factory=ExamConfig)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    report_steps: int = 100
+    """Steps between two points of the learning curves."""
+    only: tuple[str, ...] = ()
+    """Run these variants alone."""
+    num_cpus: int | None = None
+    tracking_uri: str | None = field(default=None, metadata={"env": "MLFLOW_TRACKING_URI"})
+
+
+CONFIG = SweepConfig
+_FPS, _SIDE_PX = Preparation.fps, int(Preparation.video_max_pixels**0.5)
+
+
+def main() -> None:
+    config = parse_args(SweepConfig)
+    start_ray(num_cpus=config.num_cpus)
+    trials = {name: trial_of(config, name) for name in config.cells if not config.only or name in config.only}
+    film = encode_film(config)
+    cells = [
+        Cell(variant=name, seed=seed, config=_content(config, replace(trial, seed=seed)))
+        for seed in config.seeds
+        for name, trial in trials.items()
+    ]
+    place = Place(
+        output_dir=config.output_dir,
+        experiment_name=config.experiment_name,
+        tracking_uri=config.tracking_uri or f"sqlite:///{Path(config.output_dir).absolute()}/mlflow.db",
+    )
+    sweep = run_sweep(cells, partial(run_cell, config=config, film=film), place)
+    print(f"{sweep.done} cells run, {sweep.skipped} were there, {len(sweep.failed)} failed: {place.tracking_uri}")
+    sys.exit(1 if sweep.failed else 0)
+
+
+def trial_of(config: SweepConfig, name: str) -> TrialConfig:
+    """A variant's trial: the common settings, those of the variant it is like, its own."""
+    given = dict(config.cells[name])
+    like = given.pop("like", None)
+    if like is not None and like not in config.cells:
+        raise SystemExit(f"config error: cell {name} is like {like!r}, which is none of {', '.join(config.cells)}")
+    base = config.trial if like is None else trial_of(config, like)
+    values = asdict(base) | given
+    values["options"] = {**base.options, **given.get("options", {})}
+    try:
+        trial = read_options(TrialConfig, values, owner=f"cell {name}", noun="setting")
+        make_method(trial.method, trial.options)
+    except ValueError as error:
+        raise SystemExit(f"config error: cell {name}: {error}") from None
+    return trial
+
+
+def _content(config: SweepConfig, trial: TrialConfig) -> dict[str, Any]:
+    """What makes a cell's result what it is."""
+    film = {"version": FILM_VERSION, **asdict(config.film)}
+    base = _base_fingerprint(config.model_name_or_path)
+    return json.loads(json.dumps({"trial": asdict(trial), "exam": asdict(config.exam), "film": film, "base": base}))
+
+
+# --- The film, once through the towers ---
+
+Parts = dict[str, list[str]]
+"""Name of a set of clips -> its files."""
+
+
+def encode_film(config: SweepConfig) -> Parts:
+    """Encode what is missing of the film; returns where everything is."""
+    sizes, model = config.film, config.model_name_or_path
+    wanted: list[tuple[str, Split, World, str | None, int]] = [
+        ("train", "train", "shots", None, sizes.train),
+        ("train_synchrony", "train", "synchrony", None, sizes.train_synchrony),
+        ("validation", "validation", "shots", None, sizes.validation),
+        ("validation_synchrony", "validation", "synchrony", None, sizes.validation),
+        ("test", "test", "shots", None, sizes.test),
+        ("test_synchrony", "test", "synchrony", None, sizes.test_synchrony),
+        *((shift, "test", "shots", shift, sizes.shifted) for shift in SHIFTS),
+    ]
+    about = f"{_base_fingerprint(model)}-{FILM_VERSION}-{sizes.questions_per_family}"
+    folder = Path(config.output_dir).absolute() / "encoded" / about
+    parts: Parts = {"blank": [str(folder / "blank.pt")]}
+    files: dict[str, tuple[Callable[..., None], tuple[Any, ...]]] = {parts["blank"][0]: (_encode_blanks, (model,))}
+    for name, split, world, shift, count in wanted:
+        ranges = [(first, min(first + sizes.per_file, count)) for first in range(0, count, sizes.per_file)]
+        parts[name] = [str(folder / f"{name}-{first:06d}-{stop:06d}.pt") for first, stop in ranges]
+        draws = sizes.questions_per_family if split == "train" else 1
+        for path, (first, stop) in zip(parts[name], ranges, strict=True):
+            files[path] = _encode_part, (model, split, world, shift, first, stop, draws)
+    make_files(files, desc="encode")
+    return parts
+
+
+def _encode_part(
+    path: str, model: str, split: Split, world: World, shift: str | None, first: int, stop: int, draws: int
+) -> None:
+    torch.set_num_threads(1)
+    backbone = load_backbone(model).backbone.eval()
+    encoded: list[EncodedQuestions] = []
+    for start in range(first, stop, 32):
+        clips = [_raw(split, world, shift, index, draws) for index in range(start, min(start + 32, stop))]
+        encoded += encode_clips(backbone, clips)
+    save_encoded(Path(path), encoded)
+
+
+def _raw(split: Split, world: World, shift: str | None, index: int, draws: int = 1) -> RawClip:
+    """A clip of the benchmark with its questions; those of the family held out are asked in tests alone."""
+    clip = clip_of(split, index, fps=_FPS, side_px=_SIDE_PX, world=world, shift=shift)
+    name = f"{split}-{world}-{shift or 'plain'}-{index:06d}"
+    families = families_of(world, transfer=split == "test")
+    # Of some families a scene has few questions: the same one drawn twice is asked once.
+    asked = {q.text: q for draw in range(draws) for q in ask(clip.scene, families, draw=draw)}.values()
+    samples = tuple(to_sample(q, sample_id=f"{name}-{i}-{q.family}", clip_uri=name) for i, q in enumerate(asked))
+    return RawClip(
+        clip_id=name,
+        frames=clip.frames,
+        sample_fps=clip.sample_fps,
+        waveform=clip.waveform,
+        samples=samples,
+        segments=_all_shots(clip) if split == "test" else (),
+    )
+
+
+def _all_shots(clip: BenchmarkClip) -> tuple[tuple[float, float], ...]:
+    shot_s = clip.scene.shot_s
+    return tuple((k * shot_s, (k + 1) * shot_s) for k in range(len(clip.scene.shots)))
+
+
+def _encode_blanks(path: str, model: str) -> None:
+    """What the towers make of black frames and silence, for every shape of clip in the tests."""
+    backbone = load_backbone(model).backbone.eval()
+    kinds: list[tuple[World, str | None]] = [("shots", None), ("synchrony", None)]
+    clips = []
+    for world, shift in kinds:
+        clip = _raw("test", world, shift, 0)
+        assert clip.waveform is not None
+        black, silent = np.zeros_like(clip.frames), np.zeros_like(clip.waveform)
+        clips.append(replace(clip, frames=black, waveform=silent, samples=(), segments=()))
+    save_encoded(Path(path), encode_clips(backbone, clips))
+
+
+def _base_fingerprint(model: str) -> str:
+    folder = TINY_BASE if model == "tiny" else Path(model)
+    return fingerprint_bytes((folder / "model.safetensors").read_bytes())
+
+
+# --- One cell ---
+
+
+def run_cell(cell: Cell, *, config: SweepConfig, film: Parts) -> Outcome:
+    """Train a variant from the base and examine it."""
+    trial = replace(trial_of(config, cell.variant), seed=cell.seed)
+    files = TrialFiles(
+        train=(film["train"], film["train_synchrony"]),
+        validation=(film["validation"], film["validation_synchrony"]),
+        test=(film["test"], film["test_synchrony"]),
+        shifted={shift: film[shift] for shift in SHIFTS},
+        blank=film["blank"],
+    )
+    found = run_trial(
+        config.model_name_or_path, trial, config.exam, files, report_steps=config.report_steps, held_out=HELD_OUT
+    )
+    result = {
+        "method": trial.method,
+        "own": _mean_over_benchmark(found.report),
+        "report": found.report,
+        "shifts": found.shifts,
+        "rights": _rights(found.records),
+        "sequential_steps": found.report["completion_tokens_mean"] + found.report["latent_steps_mean"],
+        "train_s": found.train_s,
+        "exam_s": found.exam_s,
+    }
+    return Outcome(result=result, history=found.history, files={"records.jsonl": _lines(found.records)})
+
+
+def _mean_over_benchmark(report: Mapping[str, Any]) -> float:
+    by_type = report["conditions"]["own"]["by_type"]
+    figures = [figure["accuracy"] for kind, figure in by_type.items() if kind in BENCHMARK]
+    return sum(figures) / len(figures)
+
+
+def _rights(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """Condition -> family -> one digit a question, in the same order everywhere: what paired intervals need."""
+    rights: dict[str, dict[str, str]] = {}
+    for record in records:
+        of_condition, kind = rights.setdefault(record["condition"], {}), record["question_type"]
+        of_condition[kind] = of_condition.get(kind, "") + str(int(record["right"]))
+    return rights
+
+
+def _lines(records: Sequence[Mapping[str, Any]]) -> bytes:
+    """Records without what only the summary needs."""
+    kept = [{k: v for k, v in record.items() if k not in ("measures", "options")} for record in records]
+    return "".join(json.dumps(record) + "\n" for record in kept).encode()
+
+
+if __name__ == "__main__":
+    main()
