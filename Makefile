@@ -17,7 +17,7 @@ export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo base test test-slow check format bench reliability render image clean
+.PHONY: help setup demo base evidence test test-slow check format bench reliability render image clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,13 @@ demo: setup  ## the whole path on this machine: clips, training, evaluation, an 
 
 base: setup  ## make the small base checkpoint that the demo starts from
 	$(PY) jobs/base.py --config jobs/configs/train/tiny_base.yaml
+
+# The cells of film.yaml with one seed, fewer steps and fewer clips; an experiment and pages of its own.
+evidence: setup  ## the small form of the comparison on the film, then its pages: outputs/evidence/pages
+	$(PY) jobs/sweep.py --config jobs/configs/sweep/film.yaml experiment_name=film-small "seeds=[0]" trial.steps=200 \
+		film.train=1500 film.train_synchrony=500 film.test=96 film.test_synchrony=96 film.shifted=48
+	$(PY) jobs/film_results.py --config jobs/configs/sweep/results.yaml experiment_name=film-small \
+		output_dir=outputs/evidence/pages
 
 test: setup  ## the tests that need neither a GPU nor patience
 	$(PYTEST) tests

@@ -30,7 +30,7 @@ class DemoConfig:
     """Where the demo lives and how large it is."""
 
     output_dir: str = "outputs/demo"
-    train_clips: int = 480
+    train_clips: int = 512
     eval_clips: int = 64
     train_config: str = "jobs/configs/train/tiny_cpu.yaml"
     real_clip: str = "../shared/media/nasa_13013.mp4"
@@ -224,7 +224,8 @@ def _print(summary: dict[str, Any], path: Path) -> None:
         + f"\nserved: {served['question']} -> {served['answer']} (looked at {', '.join(looks) or 'nothing'})\n"
         f"{summary['seconds']['total']:.0f} s in all{reused}; "
         f"figures in {path}, pictures in "
-        f"{path.parent}/train/loss_curves.png and {path.parent}/evaluate/accuracy.png"
+        f"{path.parent}/train/loss_curves.png, the whole evaluation in "
+        f"{path.parent}/evaluate/report.html"
     )
 
 

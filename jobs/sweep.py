@@ -109,7 +109,7 @@ def trial_of(config: SweepConfig, name: str) -> TrialConfig:
     values = asdict(base) | given
     values["options"] = {**base.options, **given.get("options", {})}
     try:
-        trial = read_options(TrialConfig, values, owner=f"cell {name}", noun="setting")
+        trial = read_options(TrialConfig, values, owner="trial", noun="setting")
         make_method(trial.method, trial.options)
     except ValueError as error:
         raise SystemExit(f"config error: cell {name}: {error}") from None

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "jobs" / "configs"
 MAX_LINES = 350
 # Not under the folder that has the name of its job.
-ELSEWHERE = {"train/tiny_base.yaml": "base"}
+ELSEWHERE = {"train/tiny_base.yaml": "base", "sweep/results.yaml": "film_results"}
 # Home folders, but for the one of the user inside the image.
 HOME = re.compile(r"(?<![\w.])/(?:home|Users)/(?!ray\b)\w|(?<![\w.])/root/|[A-Z]:\\Users\\")
 
@@ -121,7 +121,7 @@ def test_nobody_imports_a_job():
 
 def test_make_lists_its_targets():
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    wanted = {"setup", "demo", "base", "test", "test-slow", "check", "bench", "render", "clean", "help"}
+    wanted = {"setup", "demo", "base", "evidence", "test", "test-slow", "check", "bench", "render", "clean", "help"}
     assert wanted <= set(re.findall(r"^  make (\S+)", listed, re.MULTILINE))
 
 

@@ -125,6 +125,20 @@ def init_new_rows(
             table[ids] = table[: min(ids)].float().mean(0).to(table.dtype)
 
 
+def start_markers_like(loaded: Loaded, text: str, *, whole: Whole = already_whole) -> None:
+    """Let the trigger and the stop begin as copies of a token after which the model already answers, such as `:`.
+
+    A marker that has never been read makes the model learn anew to look things up from where it stands; one that is
+    read as a token it knows does so from the first step. Raises `ValueError` where the text is not one token.
+    """
+    ids = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        raise ValueError(f"markers can begin as one token only, and {text!r} is {len(ids)}; take another text")
+    table = cast(nn.Embedding, loaded.backbone.thinker.get_input_embeddings()).weight
+    with whole([table]), torch.no_grad():
+        table[[loaded.vocabulary.trigger, loaded.vocabulary.stop]] = table[ids[0]].clone()
+
+
 def save_folder(
     folder: Path,
     *,

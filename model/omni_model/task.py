@@ -12,7 +12,14 @@ import torch
 from torch import nn
 
 from omni_model.batch import Batch, collate
-from omni_model.folder import Preparation, Whole, already_whole, load_backbone, save_folder
+from omni_model.folder import (
+    Preparation,
+    Whole,
+    already_whole,
+    load_backbone,
+    save_folder,
+    start_markers_like,
+)
 from omni_model.learner import Learner
 from omni_model.lora import LoraOptions, add_adapters, merged_state, save_adapter
 from omni_model.methods import make_method
@@ -32,6 +39,8 @@ class TaskConfig:
     """latent_omni, pause, markers, text_cot or sft."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the method."""
+    markers_like: str | None = None
+    """Text of the token that lends its row to trigger and stop before training, such as ":" (`start_markers_like`)."""
     freeze: tuple[str, ...] = ("vision",)
     """Parts that do not learn: vision, audio, llm, heads (the method's own weights)."""
     lr_scale: Mapping[str, float] = field(default_factory=dict)
@@ -65,6 +74,8 @@ class ReasoningTask:
         self._lockstep = lockstep
         self._method = make_method(config.method, config.options)
         self._loaded = load_backbone(config.model_name_or_path, whole=whole)
+        if config.markers_like is not None:
+            start_markers_like(self._loaded, config.markers_like, whole=whole)
         self._preparation = Preparation(**{f.name: getattr(config, f.name) for f in fields(Preparation)})
         self._learner = Learner(self._loaded.backbone, self._method)
         self.module: nn.Module = self._learner

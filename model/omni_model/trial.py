@@ -19,7 +19,7 @@ from torch import nn
 
 from omni_model.batch import Batch, collate
 from omni_model.encoded import EncodedQuestions
-from omni_model.folder import Loaded
+from omni_model.folder import Loaded, start_markers_like
 from omni_model.learner import Learner
 from omni_model.methods.base import Method
 from omni_model.sequence import Plan, PlanBuilder
@@ -50,6 +50,8 @@ class TrialConfig:
     questions_per_clip: int | None = None
     """So many questions about a clip in a step, drawn anew each time; None for all."""
     train_parts: tuple[str, ...] = ("llm", "heads")
+    markers_like: str | None = None
+    """Text of the token that lends its row to trigger and stop before training (`start_markers_like`)."""
 
 
 Report = Callable[[int, Learner, dict[str, float]], None]
@@ -70,6 +72,8 @@ def train(
     Raises `ValueError` where no question is left to learn from.
     """
     torch.manual_seed(config.seed)
+    if config.markers_like is not None:
+        start_markers_like(loaded, config.markers_like)
     learner = Learner(loaded.backbone, method).train()
     _freeze(learner, config.train_parts)
     kept = chosen(clips, config.families, config.num_clips)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from omni_platform import storage
 from omni_platform.config import fingerprint
-from omni_platform.tracking import TrackedRun, close_run, describe_run, open_run
+from omni_platform.tracking import TrackedRun, close_run, describe_run, open_run, prepare_store
 
 RESULT_NAME = "result.json"
 
@@ -85,6 +85,7 @@ def run_sweep(
     if double := sorted({key for key in keys if keys.count(key) > 1}):
         raise ValueError(f"cells {double} are in the sweep twice; give each its own name or seed")
     missing = [cell for cell in cells if not storage.exists(result_uri(place, cell))]
+    prepare_store(output_dir=place.output_dir, tracking_uri=place.tracking_uri, experiment_name=place.experiment_name)
     run = ray.remote(num_cpus=cpus_per_cell, num_gpus=gpus_per_cell, max_retries=1)(_run_cell)
     waiting = {run.remote(cell, work, place): cell for cell in missing}
     failed: dict[str, str] = {}
@@ -107,7 +108,7 @@ def make_files(missing: Mapping[str, tuple[Callable[..., None], tuple[Any, ...]]
     A file must appear when it is complete, so that an interrupted call goes on with those that are missing.
     """
     tasks = [
-        ray.remote(num_cpus=1)(make).remote(path, *given)
+        ray.remote(num_cpus=1)(make).remote(path, *given)  # type: ignore[call-arg]
         for path, (make, given) in missing.items()
         if not storage.exists(path)
     ]

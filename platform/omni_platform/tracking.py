@@ -77,6 +77,15 @@ def open_run(
     return TrackedRun(tracking_uri=uri, experiment_id=run.info.experiment_id, run_id=run.info.run_id)
 
 
+def prepare_store(*, output_dir: str | Path, tracking_uri: str | None = None, experiment_name: str) -> None:
+    """Make store and experiment where they do not exist: for a process that then lets several open runs at once.
+
+    Two processes that meet an empty sqlite file both create its tables, and one of them fails.
+    """
+    uri = _store_uri(tracking_uri) or _make_local_store(Path(output_dir))
+    _experiment_id(MlflowClient(tracking_uri=uri, registry_uri=uri), uri, experiment_name)
+
+
 def close_run(run: TrackedRun, status: Status) -> None:
     """End the run with the status a person will see in the list of runs."""
     run.client.set_terminated(run.run_id, status=status)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from transformers import (
 )
 
 from omni_model.batch import collate
-from omni_model.folder import init_new_rows, load_backbone, load_folder
+from omni_model.folder import init_new_rows, load_backbone, load_folder, start_markers_like
 from omni_model.learner import Learner
 from omni_model.vocabulary import read_vocabulary
 
@@ -147,3 +148,43 @@ def test_new_rows_are_trained(new_backbone, vocabulary, latent, mixed_plans, ran
     assert fed[vocabulary.stop].abs().max() > 1e-4
     assert not fed[vocabulary.latent].any()
     assert predicted[vocabulary.trigger].abs().max() > 1e-4
+
+
+def test_markers_begin_as_the_token_that_is_named(thinker_folder, backbone):
+    """Trigger and stop are read as that token; nothing else changes, and the output side least of all."""
+    loaded = load_backbone(str(thinker_folder))
+    start_markers_like(loaded, ":")
+    (colon,) = loaded.tokenizer(":", add_special_tokens=False)["input_ids"]
+    markers = [loaded.vocabulary.trigger, loaded.vocabulary.stop]
+    table, before = (b.thinker.get_input_embeddings().weight for b in (loaded.backbone, backbone))
+    assert torch.equal(table[markers], before[[colon, colon]])
+    assert not torch.equal(before[markers], before[[colon, colon]])
+    others = [i for i in range(len(table)) if i not in markers]
+    assert torch.equal(table[others], before[others]) and table.requires_grad
+    assert torch.equal(loaded.backbone.thinker.lm_head.weight, backbone.thinker.lm_head.weight)
+
+
+@pytest.mark.parametrize(("text", "count"), [(": red", 2), ("", 0)])
+def test_markers_begin_as_one_token_only(thinker_folder, backbone, text, count):
+    loaded = load_backbone(str(thinker_folder))
+    with pytest.raises(ValueError, match=rf"markers can begin as one token only, and '{text}' is {count}; take"):
+        start_markers_like(loaded, text)
+    assert torch.equal(loaded.backbone.thinker.lm_head.weight, backbone.thinker.lm_head.weight)
+    table, before = (b.thinker.get_input_embeddings().weight for b in (loaded.backbone, backbone))
+    assert torch.equal(table, before)
+
+
+def test_rows_are_written_where_they_are_whole(thinker_folder):
+    """Weights divided among workers are written inside the given context, as those of new tokens are."""
+    loaded = load_backbone(str(thinker_folder))
+    table = loaded.backbone.thinker.get_input_embeddings().weight
+    seen = []
+
+    @contextmanager
+    def whole(parameters):
+        before = table.detach().clone()
+        yield
+        seen.append(([p is table for p in parameters], bool((table != before).any())))
+
+    start_markers_like(loaded, ":", whole=whole)
+    assert seen == [([True], True)]

@@ -58,9 +58,9 @@ def test_words_can_be_the_answer_alone(tokenizer, lay_out, film, sample_with, na
     plan = lay_out(make_method(name, {**slots, "words": "answer"}), film(), sample_with(2))
     answer = tokenizer.decode(plan.input_ids).split("assistant\n")[1]
     pads = "" if name == "markers" else "<Unified_Latent_pad>" * 5
-    assert answer == f"<Unified_Latent>{pads}</Unified_Latent>" * 2 + " Answer: green<|im_end|>"
+    assert answer == f"<Unified_Latent>{pads}</Unified_Latent>" * 2 + "Answer: green<|im_end|>"
     learned = tokenizer.decode(plan.labels[plan.labels != IGNORE])
-    assert learned == "<Unified_Latent>" * 2 + " Answer: green<|im_end|>"
+    assert learned == "<Unified_Latent>" * 2 + "Answer: green<|im_end|>"
     assert [(span.start_s, span.end_s) for span in plan.spans] == [(0, 1), (1, 2)]
 
 

@@ -71,6 +71,24 @@ def test_rows_become_a_batch_with_a_loss(base, rows, method):
     assert set(task.loss_weights) == set(out) - {"loss", "tokens", "positions"}
 
 
+@pytest.mark.parametrize("text", [None, ":"])
+def test_markers_begin_as_the_config_says(base, rows, backbone, tokenizer, vocabulary, tmp_path, text):
+    """In training and, as far as it has not changed them, in the model that is exported."""
+    options = {"model_name_or_path": base, "method": "latent_omni", "options": OPTIONS, "markers_like": text}
+    task = build_task(options)
+    table = backbone.thinker.get_input_embeddings().weight
+    (colon,) = tokenizer(":", add_special_tokens=False)["input_ids"]
+    markers = [vocabulary.trigger, vocabulary.stop]
+    wanted = table[markers] if text is None else table[[colon, colon]]
+    task.export(tmp_path)
+    exported = load_folder(tmp_path).loaded.backbone.thinker.get_input_embeddings().weight
+    assert torch.equal(exported[markers], wanted)
+    out = task.module.train()(task.collate(rows))
+    out["loss"].backward()
+    fed = next(p for n, p in task.module.named_parameters() if n.endswith("embed_tokens.weight")).grad
+    assert fed is not None and fed[vocabulary.trigger].abs().max() > 1e-5
+
+
 def test_the_prompt_and_the_sound_follow_the_config(base, rows, tokenizer):
     task = build_task(
         {

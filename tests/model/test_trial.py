@@ -186,6 +186,17 @@ def test_heads_alone_can_learn(loaded, encoded):
     assert all(torch.equal(value, before[name]) for name, value in learner.backbone.state_dict().items())
 
 
+@pytest.mark.parametrize("text", [None, ":"])
+def test_markers_begin_as_the_config_says(loaded, encoded, text):
+    """Where nothing but the heads learns, what they began as is what they are."""
+    table = loaded.backbone.thinker.get_input_embeddings().weight
+    before, markers = table.detach().clone(), [loaded.vocabulary.trigger, loaded.vocabulary.stop]
+    (colon,) = loaded.tokenizer(":", add_special_tokens=False)["input_ids"]
+    config = replace(SHORT, steps=1, train_parts=("heads",), markers_like=text)
+    _trained(loaded, encoded, config, make_method("pause", FIVE))
+    assert torch.equal(table[markers], before[markers] if text is None else before[[colon, colon]])
+
+
 def test_reports_are_means_since_the_last_one(loaded, new_backbone, encoded):
     single = [terms for _, terms in _trained(loaded, encoded, replace(SHORT, steps=5))[1]]
     again, reports = replace(loaded, backbone=new_backbone()), []

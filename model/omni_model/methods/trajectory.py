@@ -41,5 +41,5 @@ def write_trajectory(
         elif words == "trajectory":
             builder.text(step.text, Kind.TEXT, learn=True)
     if words == "answer":
-        builder.text(f" Answer: {sample.answer}", Kind.TEXT, learn=True)
+        builder.text(f"Answer: {sample.answer}", Kind.TEXT, learn=True)
     builder.end_turn()

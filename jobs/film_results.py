@@ -1,0 +1,74 @@
+"""Make the pages of the sweep: python jobs/film_results.py --config jobs/configs/sweep/results.yaml
+
+Reads every finished cell of one MLflow experiment, and writes tables and pictures for people and rows for machines.
+What people wrote into the page stays.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omni_platform import storage
+from omni_platform.config import parse_args
+from omni_platform.film_results.cells import read_plan, variants_of
+from omni_platform.film_results.drawings import draw_cure, draw_curves, read_curves
+from omni_platform.film_results.page import CURE_PICTURE, CURVES_PICTURE, render_page, words_of
+from omni_platform.film_results.rows import rows_of
+from omni_platform.film_results.verdicts import best_without_latents
+from omni_platform.media.benchmark import BENCHMARK
+from omni_platform.media.ceilings import ceilings
+from omni_platform.media.film_reasoning import HELD_OUT
+from omni_platform.sweep import read_results
+
+PAGE, ROWS = "film.md", "film.json"
+_COMMAND = ".venv/bin/python jobs/film_results.py --config jobs/configs/sweep/results.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultsConfig:
+    """Which sweep is shown, and where."""
+
+    sweep_config: str
+    """The sweep's YAML: the order of the variants, and which cells there should be."""
+    output_dir: str = "docs/results"
+    experiment_name: str = "film"
+    tracking_uri: str | None = field(default=None, metadata={"env": "MLFLOW_TRACKING_URI"})
+    """None = the store in the sweep's output folder."""
+    curves: tuple[str, ...] = ()
+    """Variants whose learning curves are drawn."""
+    num_scenes: int = 10_000
+    """Scenes from which the ceilings of one sense are counted."""
+
+
+CONFIG = ResultsConfig
+
+
+def main() -> None:
+    config = parse_args(ResultsConfig)
+    plan = read_plan(config.sweep_config)
+    uri = config.tracking_uri or f"sqlite:///{Path(plan.output_dir).absolute()}/mlflow.db"
+    variants = variants_of(plan, read_results(config.experiment_name, tracking_uri=uri))
+    page = storage.join(config.output_dir, PAGE)
+    words = words_of(storage.read_bytes(page).decode() if storage.exists(page) else "")
+    found = ceilings((*BENCHMARK, *HELD_OUT), num_scenes=config.num_scenes)
+    shown = [v for name in config.curves for v in variants if v.name == name and v.seeds]
+    files = {
+        CURVES_PICTURE: draw_curves(read_curves(shown, tracking_uri=uri)),
+        CURE_PICTURE: draw_cure(variants, best=best_without_latents(variants)),
+        ROWS: _lines(rows_of(variants)),
+        PAGE: render_page(plan, variants, found, command=_COMMAND, words=words).encode(),
+    }
+    for name, data in files.items():
+        storage.write_bytes(storage.join(config.output_dir, name), data)
+    print(f"{sum(v.seeds for v in variants)} cells: {page}")
+
+
+def _lines(rows: list[dict]) -> bytes:
+    """A JSON list with one row a line."""
+    return ("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n").encode()
+
+
+if __name__ == "__main__":
+    main()

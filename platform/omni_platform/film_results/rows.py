@@ -1,0 +1,56 @@
+"""The sweep's figures for machines: one row a variant, seed and family, and one for the mean over the benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omni_platform.film_results.cells import OTHER, OWN, Variant
+from omni_platform.media.benchmark import BENCHMARK
+
+ALL = "all"
+_CONDITIONS = {
+    "own": OWN,
+    "zero": "latents_zero",
+    "noise": "latents_noise",
+    "other": OTHER,
+    "gold": "latents_gold",
+}
+_RETRIEVAL = ("report", "measures", "retrieval", "clip_visual", "mean")
+
+
+def rows_of(variants: Sequence[Variant]) -> list[dict[str, Any]]:
+    """The rows; a key that does not apply is left out. `all` weighs the families of the benchmark alike."""
+    return [row for variant in variants for i in range(variant.seeds) for row in _of_cell(variant, i)]
+
+
+def _of_cell(variant: Variant, index: int) -> list[dict[str, Any]]:
+    result = variant.results[index]
+    about = {"variant": variant.name, "latent": variant.latent, "seed": result["seed"]}
+    shares = {key: _accuracies(result["rights"].get(name, {})) for key, name in _CONDITIONS.items()}
+    counts = {family: len(digits) for family, digits in result["rights"][OWN].items()}
+    rows = [
+        _row(about, family, n, {key: of[family] for key, of in shares.items() if family in of})
+        for family, n in counts.items()
+    ]
+    if set(BENCHMARK) <= set(counts):
+        means = {
+            key: sum(of[family] for family in BENCHMARK) / len(BENCHMARK)
+            for key, of in shares.items()
+            if set(BENCHMARK) <= set(of)
+        }
+        found = Variant(name=variant.name, method=variant.method, results=(result,)).figures(*_RETRIEVAL)
+        retrieval = {"retrieval_top1": found[0]} if found else {}
+        rows.append(_row(about, ALL, sum(counts[family] for family in BENCHMARK), means | retrieval))
+    return rows
+
+
+def _row(about: Mapping[str, Any], family: str, n: int, figures: Mapping[str, float]) -> dict[str, Any]:
+    rounded = {key: round(value, 4) for key, value in figures.items()}
+    return {"variant": about["variant"], "latent": about["latent"], "family": family, "seed": about["seed"], "n": n} | (
+        rounded
+    )
+
+
+def _accuracies(of_family: Mapping[str, str]) -> dict[str, float]:
+    return {family: digits.count("1") / len(digits) for family, digits in of_family.items()}
