@@ -187,7 +187,9 @@ class SegmentTowers(nn.Module):
 
     def encode_once(self) -> None:
         """Run the towers over the full clip and the segments; `encode` then gives what they made."""
-        self._encoded = self._backbone.encode(self._batch.media)
+        media = self._batch.media
+        assert isinstance(media, MediaBatch)
+        self._encoded = self._backbone.encode(media)
 
     def anchors(self) -> torch.Tensor:
         """Anchors of this step: (1, P, K, D), without gradient."""
