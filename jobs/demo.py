@@ -55,8 +55,9 @@ def main() -> None:
     if (ROOT / config.real_clip).is_file():
         manifest = demo.write_real_manifest(ROOT / config.real_clip)
         demo.preprocess("preprocess_real", manifest=str(manifest), to=f"{out}/anchors/real")
-    # Other inputs are another run: a checkpoint of the old one would be refused.
-    train = ["jobs/train.py", "--config", config.train_config, f"run_name=demo-{demo.inputs_fingerprint}"]
+    # Other inputs or settings are another run: a finished one would be taken for this one.
+    train = ["jobs/train.py", "--config", config.train_config]
+    train += [f"run_name=demo-{demo.fingerprint_with(config.train_config)}"]
     train += [f"dataset_dir={out}/anchors/train"]
     demo.run("train", [*train, f"output_dir={out}/train", f"tracking_uri={demo.tracking_uri}"])
     demo.evaluate("evaluate_base", model=str(TINY_BASE), conditions="[own]")
@@ -80,10 +81,9 @@ class Demo:
     def out(self) -> str:
         return self.config.output_dir
 
-    @property
-    def inputs_fingerprint(self) -> str:
-        """Changes with the code and with every stage so far."""
-        return self._chain[:8]
+    def fingerprint_with(self, config: str) -> str:
+        """Changes with the code, with every stage so far, and with the text of a config."""
+        return hashlib.sha256(f"{self._chain}\0{(ROOT / config).read_text()}".encode()).hexdigest()[:8]
 
     @property
     def tracking_uri(self) -> str:

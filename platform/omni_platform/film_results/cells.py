@@ -57,10 +57,20 @@ class Variant:
         """The name of the variant with all clips."""
         return self.name.removesuffix(_FEW)
 
-    def rights(self, condition: str, families: Sequence[str] = BENCHMARK) -> list[np.ndarray] | None:
-        """One array (seeds, questions) a family, 1 for right; None unless every seed has all of them."""
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The benchmark's families that every seed was asked; a sweep may be about some of them."""
+        own = [result["rights"].get(OWN, {}) for result in self.results]
+        return tuple(family for family in BENCHMARK if own and all(family in of_seed for of_seed in own))
+
+    def rights(self, condition: str, families: Sequence[str] | None = None) -> list[np.ndarray] | None:
+        """One array (seeds, questions) a family, 1 for right; None unless every seed has all of them.
+
+        Without `families` those that were asked.
+        """
+        families = self.asked if families is None else families
         digits = [[result["rights"].get(condition, {}).get(f) for f in families] for result in self.results]
-        if not digits or any(text is None for texts in digits for text in texts):
+        if not digits or not families or any(text is None for texts in digits for text in texts):
             return None
         columns = zip(*digits, strict=True)
         return [np.array([[int(digit) for digit in text] for text in texts], float) for texts in columns]

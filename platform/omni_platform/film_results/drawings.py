@@ -18,7 +18,10 @@ from omni_platform.media.benchmark import BENCHMARK
 
 Curves = Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]]
 """Metric -> variant -> one history a seed."""
-CURVES = {"val/own": "mean of six", **{f"val/{family}": family.replace("_", " ") for family in BENCHMARK}}
+CURVES = {
+    "val/own": "mean of the families asked",
+    **{f"val/{family}": family.replace("_", " ") for family in BENCHMARK},
+}
 
 
 def read_curves(variants: Sequence[Variant], *, tracking_uri: str) -> Curves:
@@ -80,7 +83,7 @@ def draw_cure(variants: Sequence[Variant], *, best: Estimate | None) -> bytes:
     axes.set_yticks(range(len(shown)), [f"{v.name} ({v.seeds})" for v in shown])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.02)
-    axes.set_xlabel("accuracy, mean of six families (95 % interval); number of seeds in parentheses")
+    axes.set_xlabel("accuracy, mean of the families asked (95 % interval); number of seeds in parentheses")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return _png(figure)

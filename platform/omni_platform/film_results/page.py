@@ -77,7 +77,7 @@ the machine of the sweep, beside other cells.
 """
 _CURVES = "Lines are means over seeds, bands reach from the lowest seed to the highest.\n"
 _PROBES = """\
-Means of the six families. Each cell: accuracy · what the change costs (own minus changed, paired). A dash: the
+Means of the families asked. Each cell: accuracy · what the change costs (own minus changed, paired). A dash: the
 change does not apply to the method, or was not run.
 """
 _POINTING = """\
@@ -91,14 +91,14 @@ counts what a position itself reads of the clip, *with credit* counts looking at
 the paper does.
 """
 _READING = """\
-Accuracy of a linear probe on clips it has not learned from, mean of the six families. To be readable is not to be
+Accuracy of a linear probe on clips it has not learned from, mean of the families asked. To be readable is not to be
 used.
 """
 _CURE = """\
 **Cure**: own accuracy no lower than the best variant without latents, within one point, and another clip's latents
 cost at least 20 points, the whole interval above. **Useful**: over every variant without latents, on accuracy with
 the paired interval above zero, or within one point of it with fewer sequential steps (every seed below every seed;
-for the mean of six only, since steps are counted over all families). Fewer than three seeds, of the variant or of
+for the mean only, since steps are counted over all families). Fewer than three seeds, of the variant or of
 any it is compared with: no verdict. Variants with fewer clips are compared with each other only.
 """
 _SHIFTS = """\

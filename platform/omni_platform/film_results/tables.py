@@ -58,16 +58,20 @@ def present_text(plan: Plan, variants: Sequence[Variant]) -> str:
     return f"{done} of the sweep's {plan.num_cells} cells are finished.{others}{missing}"
 
 
+_MEAN = "**mean**"
+
+
 def comparison_table(variants: Sequence[Variant]) -> str:
     """Every variant's free-running accuracy, and what it takes."""
     yardstick = next((np.mean(v.figures("train_s")) for v in variants if v.name == _YARDSTICK and v.seeds), None)
-    head = ["variant", "seeds", "mean of six", *map(plain, BENCHMARK), "sequential steps", "training time / sft"]
+    shown = _asked(variants)
+    head = ["variant", "seeds", "mean", *map(plain, shown), "sequential steps", "training time / sft"]
     rows = []
     for v in (v for v in variants if v.seeds):
         cost = [t / float(yardstick) for t in v.figures("train_s")] if yardstick else []
-        families = [_accuracy(v, OWN, (family,)) for family in BENCHMARK]
+        families = [_accuracy(v, OWN, (family,)) for family in shown]
         took = [write_seeds(v.figures("sequential_steps"), digits=1), write_seeds(cost)]
-        rows.append([f"`{v.name}`", str(v.seeds), _accuracy(v, OWN, BENCHMARK), *families, *took])
+        rows.append([f"`{v.name}`", str(v.seeds), _accuracy(v, OWN, v.asked), *families, *took])
     return table(head, rows)
 
 
@@ -77,8 +81,8 @@ def cure_table(variants: Sequence[Variant]) -> str:
     head += ["cure", "useful"]
     rows = []
     for v in (v for v in variants if v.latent and v.seeds):
-        for label, families in (("**mean of six**", BENCHMARK), *((plain(f), (f,)) for f in BENCHMARK)):
-            found = judge(v, variants, families, steps=len(families) > 1)
+        for label, families in ((_MEAN, v.asked), *((plain(f), (f,)) for f in v.asked if len(v.asked) > 1)):
+            found = judge(v, variants, families, steps=label == _MEAN)
             figures = [write(found.own), write(found.other), write(found.cost), found.best and f"`{found.best}`"]
             cells = [f"`{v.name}`", label, str(v.seeds), *figures, write(found.lead), found.cure, found.useful]
             rows.append([cell or MISSING for cell in cells])
@@ -89,7 +93,7 @@ def shift_table(variants: Sequence[Variant]) -> str:
     """Accuracy where the test differs from training, beside the plain test of the same families."""
     head = ["variant", "seeds", "as trained", *map(plain, SHIFTS)]
     rows = [
-        [f"`{v.name}`", str(v.seeds), _accuracy(v, OWN, SHIFTED), *(write(_shifted(v, shift)) for shift in SHIFTS)]
+        [f"`{v.name}`", str(v.seeds), _accuracy(v, OWN, _of_shots(v)), *(write(_shifted(v, shift)) for shift in SHIFTS)]
         for v in variants
         if v.seeds
     ]
@@ -112,15 +116,21 @@ def held_out_table(variants: Sequence[Variant], found: Mapping[str, Ceilings]) -
 def few_table(variants: Sequence[Variant]) -> str:
     """Variants that learned from fewer clips, and what that cost them."""
     by_name = {v.name: v for v in variants}
-    head = ["variant", "seeds", "mean of six", *map(plain, BENCHMARK), "lost to all clips"]
+    shown = _asked(variants)
+    head = ["variant", "seeds", "mean", *map(plain, shown), "lost to all clips"]
     rows = []
     for v in (v for v in variants if v.few and v.seeds):
-        families = [_accuracy(v, OWN, (family,)) for family in BENCHMARK]
+        families = [_accuracy(v, OWN, (family,)) for family in shown]
         whole = by_name[v.whole].rights(OWN) if v.whole in by_name else None
         mine = v.rights(OWN)
         lost = difference(whole, mine, same_cells=False) if whole is not None and mine is not None else None
-        rows.append([f"`{v.name}`", str(v.seeds), _accuracy(v, OWN, BENCHMARK), *families, write(lost)])
+        rows.append([f"`{v.name}`", str(v.seeds), _accuracy(v, OWN, v.asked), *families, write(lost)])
     return table(head, rows)
+
+
+def _asked(variants: Sequence[Variant]) -> list[str]:
+    """The benchmark's families that any variant was asked."""
+    return [family for family in BENCHMARK if any(family in v.asked for v in variants)]
 
 
 def _accuracy(variant: Variant, condition: str, families: Sequence[str]) -> str:
@@ -128,16 +138,20 @@ def _accuracy(variant: Variant, condition: str, families: Sequence[str]) -> str:
     return write(estimate(rights) if rights is not None else None)
 
 
-def _shifted(variant: Variant, shift: str, families: Sequence[str] = SHIFTED) -> Estimate | None:
+def _of_shots(variant: Variant) -> list[str]:
+    return [family for family in variant.asked if family in SHIFTED]
+
+
+def _shifted(variant: Variant, shift: str, families: Sequence[str] | None = None) -> Estimate | None:
     """Mean over families. Of shifted tests only the number of right answers is known, not which."""
     arrays = []
-    for family in families:
+    for family in _of_shots(variant) if families is None else families:
         counts = [r["shifts"].get(shift, {}).get(family) for r in variant.results]
         if not counts or None in counts:
             return None
         # The right answers first: seeds then agree on questions as far as they can, and the interval is the widest.
         arrays.append(np.array([np.arange(c["n"]) < round(c["accuracy"] * c["n"]) for c in counts], float))
-    return estimate(arrays)
+    return estimate(arrays) if arrays else None
 
 
 def _two(value: float) -> str:
