@@ -41,10 +41,14 @@ def read_curves(variants: Sequence[Variant], *, tracking_uri: str) -> Curves:
 
 def draw_curves(curves: Curves) -> bytes:
     """A panel for each metric: the mean over seeds as a line, from the lowest seed to the highest as a band."""
-    figure = Figure(figsize=(13, 6), layout="constrained")
-    panels = figure.subplots(2, 4, sharex=True, sharey=True).flat
+    # A sweep may be about some of the families: the others have no panel. One more panel holds the legend.
+    titles = {m: t for m, t in CURVES.items() if any(any(of_seeds) for of_seeds in curves.get(m, {}).values())}
+    columns = min(4, len(titles) + 1)
+    rows = -(-(len(titles) + 1) // columns)
+    figure = Figure(figsize=(0.5 + 3.2 * columns, 3.0 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
     names = list(next(iter(curves.values()), {}))
-    for axes, (metric, title) in zip(panels, CURVES.items(), strict=False):
+    for axes, (metric, title) in zip(panels, titles.items(), strict=False):
         for i, name in enumerate(names):
             found = [history for history in curves[metric][name] if history]
             steps = sorted(set.intersection(*map(set, found))) if found else []
