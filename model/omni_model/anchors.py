@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,12 +81,9 @@ class AnchorEncoder:
         if not spans:
             return np.zeros((0, self.num_visual + self.num_audio, self.dim), np.float32)
         pieces = [cut_segment(frames, sample_fps, waveform, span) for span in spans]
-        encoded = self.backbone.encode(_to(join_media(pieces), self.device))
-        visual = encoded.visual_ND.split([m.num_visual_tokens for m in pieces])
-        audio = encoded.audio_ND.split([m.num_audio_tokens for m in pieces])
         pooled = [
             torch.cat([norm_weighted_pool(v, self.num_visual), norm_weighted_pool(a, self.num_audio)])
-            for v, a in zip(visual, audio, strict=True)
+            for v, a in encode_each(self.backbone, pieces, device=self.device)
         ]
         return torch.stack(pooled).cpu().numpy()
 
@@ -112,6 +110,16 @@ def build_clip_encoder(
         fingerprint=_fingerprint(backbone, f"{preparation} {num_visual}+{num_audio}"),
         device=device,
     )
+
+
+def encode_each(
+    backbone: QwenOmniBackbone, media: Sequence[Media], *, device: str = "cpu"
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Visual and audio features (N, D) of each clip, all through the towers in one go."""
+    encoded = backbone.encode(_to(join_media(media), device))
+    visual = encoded.visual_ND.split([m.num_visual_tokens for m in media])
+    audio = encoded.audio_ND.split([m.num_audio_tokens for m in media])
+    return list(zip(visual, audio, strict=True))
 
 
 def cut_segment(frames: np.ndarray, sample_fps: float, waveform: np.ndarray | None, span: tuple[float, float]) -> Media:

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from omni_model.anchors import cut_segment
-from omni_model.batch import join_media
+from omni_model.anchors import cut_segment, encode_each
 from omni_model.pooling import norm_weighted_pool
 from omni_model.qwen_omni import QwenOmniBackbone
-from omni_model.sequence import EncodedClip, Media, prepare_media
+from omni_model.sequence import EncodedClip, prepare_media
 from omni_platform.schema import Sample, steps_from_rows, steps_to_rows
 
 Span = tuple[float, float]
@@ -80,8 +79,8 @@ def encode_clips(backbone: QwenOmniBackbone, clips: Sequence[RawClip]) -> list[E
         for clip, of_clip in zip(clips, spans, strict=True)
         for span in of_clip
     ]
-    whole_features = _features(backbone, wholes)
-    piece_features = iter(_features(backbone, pieces) if pieces else [])
+    whole_features = encode_each(backbone, wholes)
+    piece_features = iter(encode_each(backbone, pieces) if pieces else [])
     encoded = []
     for clip, media, of_clip, (visual, audio) in zip(clips, wholes, spans, whole_features, strict=True):
         features = [next(piece_features) for _ in of_clip]
@@ -165,10 +164,3 @@ def _clip_of(row: dict[str, Any], pieces: Sequence[torch.Tensor]) -> EncodedQues
 def _spans(clip: RawClip) -> tuple[Span, ...]:
     looked_at = {(look.start_s, look.end_s) for sample in clip.samples for look in sample.looks}
     return tuple(sorted(looked_at | set(clip.segments)))
-
-
-def _features(backbone: QwenOmniBackbone, media: Sequence[Media]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    encoded = backbone.encode(join_media(media))
-    visual = encoded.visual_ND.split([m.num_visual_tokens for m in media])
-    audio = encoded.audio_ND.split([m.num_audio_tokens for m in media])
-    return list(zip(visual, audio, strict=True))

@@ -24,9 +24,8 @@ from omni_model.masks import Seen, look_at
 from omni_model.methods.base import Method
 from omni_model.phase import Phase
 from omni_model.positions import place_latents
-from omni_model.prefix import feed_shared
+from omni_model.prefix import feed_rows
 from omni_model.sequence import Kind, Plan
-from omni_model.slots import gather, index_range, take_positions
 from omni_model.stream import Stream
 from omni_model.vocabulary import Vocabulary
 
@@ -101,11 +100,7 @@ def generate(
 
 def _feed_prompts(stream: Stream, batch: Batch, inputs: torch.Tensor) -> torch.Tensor:
     """Hidden state at the end of every prompt: (B, D)."""
-    seen = look_at(batch.kinds_BL, batch.blocks_BL)
-    start_B = feed_shared(stream, batch, inputs, seen)
-    rest_BN = index_range(start_B, (batch.kinds_BL != Kind.PAD).sum(1))
-    positions = take_positions(batch.position_ids_3BL, rest_BN)
-    hidden = stream.feed(gather(inputs, rest_BN), positions, seen.take(rest_BN))
+    rest_BN, hidden = feed_rows(stream, batch, inputs, look_at(batch.kinds_BL, batch.blocks_BL))
     last_B = (rest_BN >= 0).sum(1) - 1
     return hidden[torch.arange(len(last_B), device=hidden.device), last_B]
 

@@ -197,9 +197,10 @@ def _freeze(learner: Learner, train_parts: Sequence[str]) -> None:
 
 def _groups(learner: Learner, weight_decay: float) -> list[dict[str, Any]]:
     learned = [(n, p) for n, p in learner.named_parameters() if p.requires_grad]
-    decays = [p for n, p in learned if p.ndim >= 2 and "embed" not in n]
-    others = [p for n, p in learned if not (p.ndim >= 2 and "embed" not in n)]
-    return [{"params": decays, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    parts: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in learned:
+        parts[parameter.ndim >= 2 and "embed" not in name].append(parameter)
+    return [{"params": params, "weight_decay": weight_decay * decays} for decays, params in parts.items()]
 
 
 def _order(count: int, config: TrialConfig) -> list[list[int]]:

@@ -19,17 +19,14 @@ from omni_model.embedding import embed_batch
 from omni_model.feedback import Feedback, media_scale
 from omni_model.keyvalues import KeyValues
 from omni_model.masks import Bottleneck, Seen, allowed, look_at, with_self
-from omni_model.prefix import feed_shared
+from omni_model.prefix import feed_rows, feed_shared
 from omni_model.rollout import Gradient, Roller, Sweeps
 from omni_model.sequence import Kind
 from omni_model.slots import (
     fill_slots,
-    gather,
-    index_range,
     need_anchors,
     read_latents,
     scatter,
-    take_positions,
 )
 from omni_model.stream import Stream
 
@@ -199,10 +196,7 @@ def _run_whole(
 
 def _run_rest(stream: Stream, inputs: torch.Tensor, seen: Seen, batch: Batch) -> torch.Tensor:
     """The clips once, then what follows them in every row; hidden states within the clips are zeros."""
-    start_B = feed_shared(stream, batch, inputs, seen)
-    rest_BN = index_range(start_B, (batch.kinds_BL != Kind.PAD).sum(1))
-    positions = take_positions(batch.position_ids_3BL, rest_BN)
-    hidden_BND = stream.feed(gather(inputs, rest_BN), positions, seen.take(rest_BN))
+    rest_BN, hidden_BND = feed_rows(stream, batch, inputs, seen)
     return scatter(torch.zeros_like(inputs, dtype=hidden_BND.dtype), rest_BN, hidden_BND)
 
 
