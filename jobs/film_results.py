@@ -36,6 +36,8 @@ class ResultsConfig:
     experiment_name: str = "film"
     tracking_uri: str | None = field(default=None, metadata={"env": "MLFLOW_TRACKING_URI"})
     """None = the store in the sweep's output folder."""
+    further: tuple[str, ...] = ()
+    """Experiments of the same sweep about other families, shown in a table of their own; those not run are left out."""
     curves: tuple[str, ...] = ()
     """Variants whose learning curves are drawn."""
     num_scenes: int = 10_000
@@ -53,16 +55,25 @@ def main() -> None:
     page = storage.join(config.output_dir, PAGE)
     words = words_of(storage.read_bytes(page).decode() if storage.exists(page) else "")
     found = ceilings((*BENCHMARK, *HELD_OUT), num_scenes=config.num_scenes)
+    further = [variants_of(plan, of_name) for name in config.further if (of_name := _results(name, uri))]
     shown = [v for name in config.curves for v in variants if v.name == name and v.seeds]
     files = {
         CURVES_PICTURE: draw_curves(read_curves(shown, tracking_uri=uri)),
         CURE_PICTURE: draw_cure(variants, best=best_without_latents(variants)),
-        ROWS: _lines(rows_of(variants)),
-        PAGE: render_page(plan, variants, found, command=_COMMAND, words=words).encode(),
+        ROWS: _lines(rows_of(variants) + [row for of in further for row in rows_of(of) if row["family"] in BENCHMARK]),
+        PAGE: render_page(plan, variants, found, command=_COMMAND, words=words, further=further).encode(),
     }
     for name, data in files.items():
         storage.write_bytes(storage.join(config.output_dir, name), data)
-    print(f"{sum(v.seeds for v in variants)} cells: {page}")
+    print(f"{sum(v.seeds for of in (variants, *further) for v in of)} cells: {page}")
+
+
+def _results(experiment_name: str, tracking_uri: str) -> list[dict]:
+    try:
+        return read_results(experiment_name, tracking_uri=tracking_uri)
+    except ValueError as missing:
+        print(f"left out: {missing}")
+        return []
 
 
 def _lines(rows: list[dict]) -> bytes:

@@ -230,7 +230,7 @@ def run_cell(cell: Cell, *, config: SweepConfig, film: Parts) -> Outcome:
         "report": found.report,
         "shifts": found.shifts,
         "rights": _rights(found.records),
-        "sequential_steps": found.report["completion_tokens_mean"] + found.report["latent_steps_mean"],
+        "steps": _steps(found.records),
         "train_s": found.train_s,
         "exam_s": found.exam_s,
     }
@@ -250,6 +250,14 @@ def _rights(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
         of_condition, kind = rights.setdefault(record["condition"], {}), record["question_type"]
         of_condition[kind] = of_condition.get(kind, "") + str(int(record["right"]))
     return rights
+
+
+def _steps(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Family -> words and latents generated one after the other, mean over its questions."""
+    own: dict[str, list[int]] = {}
+    for record in (r for r in records if r["condition"] == "own"):
+        own.setdefault(record["question_type"], []).append(record["completion_tokens"] + record["latent_steps"])
+    return {kind: sum(counts) / len(counts) for kind, counts in own.items()}
 
 
 def _lines(records: Sequence[Mapping[str, Any]]) -> bytes:

@@ -4,14 +4,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 
 _TIE = 1e-5
 """Cosines as near as this are a tie: the same moment encoded in another batch differs by rounding."""
-Centre = Literal["both", "candidates"]
 
 
 def norm_ratio(latents_ND: torch.Tensor, features_MD: torch.Tensor) -> float:
@@ -50,17 +47,17 @@ def mean_cosine(vectors_ND: torch.Tensor) -> float | None:
 
 
 def retrieval_top1(
-    latents_KD: torch.Tensor, candidates_MKD: torch.Tensor, own: int, *, centre: Centre = "both"
+    latents_KD: torch.Tensor, candidates_MKD: torch.Tensor, own: int, *, common_KD: torch.Tensor | float = 0.0
 ) -> float:
     """Whether the latents of a phase point at their own moment: 1 if its anchors are the nearest of all, else 0.
 
-    A moment's score is the mean over slots of the cosine of latent and anchor, both with the candidates' mean in that
-    slot taken away, because what all moments share does not tell them apart; `centre: candidates` leaves the latents
-    as they are, which is how InfoNCE learns them. Moments that tie for the first place, such as stretches of silence,
-    share the point, so that chance is 1 / M whatever the candidates. Give visual and audio slots one at a time.
+    A moment's score is the mean over slots of the cosine of latent and anchor. What all moments share does not tell
+    them apart, so the candidates' mean in a slot is taken from its anchors, and from the latents `common_KD`: what
+    latents have in common, such as their mean over many phases, which may lie elsewhere (InfoNCE leaves it free).
+    Moments that tie for the first place, such as stretches of silence, share the point, so that chance is 1 / M
+    whatever the candidates. Give visual and audio slots one at a time.
     """
-    common_KD = candidates_MKD.float().mean(0)
-    latents = latents_KD.float() - common_KD if centre == "both" else latents_KD.float()
-    scores_M = F.cosine_similarity(candidates_MKD.float() - common_KD, latents, dim=-1).mean(-1)
+    candidates = candidates_MKD.float()
+    scores_M = F.cosine_similarity(candidates - candidates.mean(0), latents_KD.float() - common_KD, dim=-1).mean(-1)
     best_M = scores_M >= scores_M.max() - _TIE
     return float(best_M[own]) / int(best_M.sum())

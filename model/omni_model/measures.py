@@ -42,21 +42,23 @@ def measure(
     * `attention`: see `summarise_gaze`.
     * `latents`: `norm_ratio` of the row, and of all latents of the batch, a kind at a time, `effective_rank_*` and
       `mean_cosine_*`, which grow and shrink with the number of rows: compare them at equal batch sizes.
-    * `retrieval`: with `moments`, the share of phases that point at the look of the same number (`retrieval_top1`),
-      among the moments of the clip and of the batch, and what guessing gives.
+    * `retrieval`: with `moments`, the share of phases that point at the look of the same number (`retrieval_top1`,
+      latents with their mean over the batch taken away), among the moments of the clip and of the batch, and what
+      guessing gives.
     * `states`: what the linear probe reads (`read_states`), as lists.
     """
     track = lay_track(backbone, method, plans, rollouts, device=device)
     with watch(backbone, track) as shares:
         replayed = run_track(backbone, method, track)
     looked, states, of_batch = gazes(track, shares), read_states(replayed), _of_batch(track)
+    common_KD = _mean_latents(rollouts)
     figures = []
     for row, rollout in enumerate(rollouts):
         out: dict[str, Any] = {"attention": summarise_gaze(looked[row])}
         if bool(track.is_latent[row].any()):
             latents_ND, media_ND = (track.inputs_BLD[row, at[row]] for at in (track.is_latent, track.is_media))
             out["latents"] = {"norm_ratio": norm_ratio(latents_ND, media_ND), **of_batch}
-            if moments is not None and (found := _retrieval(moments, row, rollout, method)):
+            if moments is not None and (found := _retrieval(moments, row, rollout, method, common_KD)):
                 out["retrieval"] = found
         out["states"] = {site: [round(x, 4) for x in state.tolist()] for site, state in states[row].items()}
         figures.append(out)
@@ -67,24 +69,33 @@ def summarise_measures(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means over rows of every figure, and how well a linear probe reads the answer, by question type and site.
 
     `records` are those of one condition, with `measures`, `question_type`, `expected` and `clip_id`. Retrieval has
-    bootstrap intervals and its chance. A figure that no row has is left out.
+    bootstrap intervals and its chance, over all rows and, as `retrieval_by_type`, over those of each question type. A
+    figure that no row has is left out.
     """
     measured = [r for r in records if r.get("measures")]
     out: dict[str, Any] = {}
-    for group in ("attention", "latents", "retrieval"):
-        columns: dict[str, list[float]] = {}
-        for name, value in (pair for r in measured for pair in (r["measures"].get(group) or {}).items()):
-            # Records that travelled as a table have a field for whatever any of them has.
-            if value is not None:
-                columns.setdefault(name, []).append(value)
-        if columns:
-            out[group] = _shares(columns) if group == "retrieval" else {n: _mean(v) for n, v in columns.items()}
-    probes = {
-        kind: found
+    for group in ("attention", "latents"):
+        if columns := _columns(measured, group):
+            out[group] = {name: _mean(values) for name, values in columns.items()}
+    of_type = {
+        kind: [r for r in measured if r["question_type"] == kind]
         for kind in dict.fromkeys(r["question_type"] for r in measured)
-        if (found := _probes([r for r in measured if r["question_type"] == kind]))
     }
+    pointing = {kind: _shares(columns) for kind, rows in of_type.items() if (columns := _columns(rows, "retrieval"))}
+    if pointing:
+        out |= {"retrieval": _shares(_columns(measured, "retrieval")), "retrieval_by_type": pointing}
+    probes = {kind: found for kind, rows in of_type.items() if (found := _probes(rows))}
     return out | ({"decodability": probes} if probes else {})
+
+
+def _columns(records: Sequence[Mapping[str, Any]], group: str) -> dict[str, list[float]]:
+    """The values of every figure of a group, over the records that have it."""
+    columns: dict[str, list[float]] = {}
+    for name, value in (pair for r in records for pair in (r["measures"].get(group) or {}).items()):
+        # Records that travelled as a table have a field for whatever any of them has.
+        if value is not None:
+            columns.setdefault(name, []).append(value)
+    return columns
 
 
 def _shares(columns: Mapping[str, Sequence[float]]) -> dict[str, Any]:
@@ -108,7 +119,20 @@ def _of_batch(track: Track) -> dict[str, float]:
     return out
 
 
-def _retrieval(moments: Moments, row: int, rollout: Rollout, method: Method) -> dict[str, float]:
+def _mean_latents(rollouts: Sequence[Rollout]) -> torch.Tensor:
+    """float32 (K, D) over all phases; zeros for a single phase, which would be its own mean."""
+    phases = {
+        (row, e.phase): None for row, rollout in enumerate(rollouts) for e in rollout.events if e.type == "latent"
+    }
+    latents = [rollouts[row].latents(phase).cpu().float() for row, phase in phases]
+    if not latents:
+        return torch.zeros(0, 0)
+    return torch.stack(latents).mean(0) * float(len(latents) > 1)
+
+
+def _retrieval(
+    moments: Moments, row: int, rollout: Rollout, method: Method, common_KD: torch.Tensor
+) -> dict[str, float]:
     """Means over the row's phases, each held against the look of its number."""
     kinds = {"visual": slice(0, method.num_visual), "audio": slice(method.num_visual, None)}
     counts = {"visual": method.num_visual, "audio": method.num_audio}
@@ -126,7 +150,7 @@ def _retrieval(moments: Moments, row: int, rollout: Rollout, method: Method) -> 
             points.setdefault(f"{scope}_chance", []).append(1 / len(anchors_MKD))
             for name, slots in kinds.items():
                 if counts[name]:
-                    point = retrieval_top1(latents_KD[slots], anchors_MKD[:, slots], own)
+                    point = retrieval_top1(latents_KD[slots], anchors_MKD[:, slots], own, common_KD=common_KD[slots])
                     points.setdefault(f"{scope}_{name}", []).append(point)
     return {name: _mean(values) for name, values in points.items()}
 

@@ -46,10 +46,13 @@ def test_retrieval_finds_the_moment_under_what_all_moments_share():
     shared = 50.0 * _random(3, 16, seed=1)  # far larger than what tells moments apart
     for own in range(6):
         latents = moments[own] + 0.1 * _random(3, 16, seed=2)
-        assert retrieval_top1(latents + shared, moments + shared, own) == 1.0
-        assert retrieval_top1(latents + shared, moments + shared, (own + 1) % 6) == 0.0
-        # What InfoNCE learns has no share in the common part.
-        assert retrieval_top1(latents - moments.mean(0), moments + shared, own, centre="candidates") == 1.0
+        common = shared + moments.mean(0)
+        assert retrieval_top1(latents + shared, moments + shared, own, common_KD=common) == 1.0
+        assert retrieval_top1(latents + shared, moments + shared, (own + 1) % 6, common_KD=common) == 0.0
+        # What InfoNCE learns has no share in the common part, or one of its own.
+        assert retrieval_top1(latents - moments.mean(0), moments + shared, own) == 1.0
+        elsewhere = 50.0 * _random(3, 16, seed=3)
+        assert retrieval_top1(0.1 * latents + elsewhere, moments + shared, own, common_KD=elsewhere) == 1.0
 
 
 def test_retrieval_takes_the_mean_over_slots_slot_by_slot():

@@ -123,6 +123,11 @@ def test_a_summary_takes_means_and_probes_by_question_type():
     assert (retrieval["mean"], retrieval["n"], retrieval["chance"]) == (0.25, 8, 0.5)
     assert 0.0 <= retrieval["low"] < 0.25 < retrieval["high"]
     assert set(summary["retrieval"]) == {"clip_visual"}
+    by_type = {kind: found["clip_visual"] for kind, found in summary["retrieval_by_type"].items()}
+    assert {kind: (found["mean"], found["n"]) for kind, found in by_type.items()} == {
+        "tone": (0.5, 4),
+        "colour": (0.0, 4),
+    }
     assert "latents" not in summary
     probes = summary["decodability"]
     assert probes["colour"]["after"]["accuracy"] == 1.0

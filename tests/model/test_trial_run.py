@@ -84,6 +84,9 @@ def test_the_report_has_every_condition_of_the_test(found, encoded):
 def test_families_held_out_are_asked_in_tests_alone(found, base, files, encoded):
     asked = {record["question_type"] for record in found.records}
     assert asked == {"colour", "tone", "shape"}
+    # What was never learned blurs no figure of the report.
+    assert found.report["conditions"]["own"]["by_type"].keys() == {"colour", "tone"}
+    assert found.report["n"] == sum(r["question_type"] != "shape" for r in found.records if r["condition"] == "own")
     assert all("val/shape" not in figures for _, figures in found.history)
     assert found.shifts.keys() == {"longer"} and found.shifts["longer"].keys() == {"colour", "tone"}
     without = run_trial(base, replace(TRIAL, steps=1), replace(EXAM, conditions=("own",)), files, report_steps=1)

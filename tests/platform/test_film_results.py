@@ -34,11 +34,17 @@ def _result(variant: str, seed: int, method: str, *, steps: float = 5.0, **condi
         "run_id": f"{variant}{seed}",
         "method": method,
         "rights": {name: dict.fromkeys(FAMILIES, _digits(share)) for name, share in conditions.items()},
-        "report": {"measures": {"retrieval": {"clip_visual": {"mean": 0.75, "chance": 0.125}}}},
+        "report": {"measures": _pointing()},
         "shifts": {shift: {family: {"n": 10, "accuracy": 0.7} for family in FAMILIES} for shift in SHIFTS},
-        "sequential_steps": steps,
+        "steps": dict.fromkeys(FAMILIES, steps),
         "train_s": 100.0,
     }
+
+
+def _pointing() -> dict:
+    point = {"clip_visual": {"mean": 0.75, "chance": 0.125}}
+    other = {"clip_visual": {"mean": 0.5, "chance": 0.25}}
+    return {"retrieval": point, "retrieval_by_type": dict.fromkeys(FAMILIES, point) | {"same_shape": other}}
 
 
 def _variant(name: str, method: str, *, seeds: int = 3, steps: float = 5.0, **conditions: float) -> Variant:
@@ -222,6 +228,8 @@ def test_rows_leave_out_what_does_not_apply():
         "variant": "cure", "latent": True, "family": "all", "seed": 2, "n": 1200, "own": 0.5, "zero": 0.1,
         "retrieval_top1": 0.75,
     }  # fmt: skip
+    found = {row["family"]: row["retrieval_top1"] for row in rows if row["variant"] == "cure" and row["seed"] == 0}
+    assert (found["same_shape"], found["colour_at_tone"]) == (0.5, 0.75)
 
 
 def test_the_mean_is_over_the_benchmark_alone():
@@ -241,6 +249,25 @@ def test_the_page_keeps_what_people_wrote(plan):
     assert again == written
     with pytest.raises(ValueError, match="only one of"):
         words_of(written.replace("<!-- /words -->", ""))
+
+
+def test_other_families_have_a_table_of_their_own(plan):
+    ceilings = {f: Ceilings(chance=0.1, text=0.2, ears=0.3, eyes=0.4) for f in FAMILIES}
+    sweep = [_variant("sft", "sft", own=0.5, steps=4.0), _variant("cure", "latent_omni", own=0.9, latents_other=0.2)]
+    for variant in sweep:
+        for result in variant.results:
+            result["rights"] = {name: {"same_shape": of["same_shape"]} for name, of in result["rights"].items()}
+    page = render_page(plan, [], ceilings, command="run", words="x", further=[sweep])
+    rows = [
+        [cell.split(" [")[0] for cell in line.strip("| ").split(" | ")]
+        for line in page.splitlines()
+        if line.startswith("| same shape | `")
+    ]
+    assert rows == [
+        ["same shape", "`sft`", "3", "0.50", "–", "4.0 (4.0, 4.0)", "–", "–", "–"],
+        ["same shape", "`cure`", "3", "0.90", "0.20", "5.0 (5.0, 5.0)", "0.40", "**yes**", "**yes**: over sft"],
+    ]
+    assert "## Other families" not in render_page(plan, [], ceilings, command="run", words="x")
 
 
 def test_a_page_without_cells_is_a_page(plan):

@@ -75,6 +75,11 @@ class Variant:
         columns = zip(*digits, strict=True)
         return [np.array([[int(digit) for digit in text] for text in texts], float) for texts in columns]
 
+    def steps(self, families: Sequence[str]) -> list[float]:
+        """Sequential steps of each seed, mean over families; seeds that were not asked all of them are left out."""
+        found = [[_at(result, ("steps", family)) for family in families] for result in self.results]
+        return [float(np.mean(of_seed)) for of_seed in found if None not in of_seed]
+
     def figures(self, *keys: str) -> list[float]:
         """A figure of each seed, found by its path in the result; seeds that do not have it are left out."""
         found = [_at(result, keys) for result in self.results]

@@ -14,9 +14,18 @@ CURVES_PICTURE, CURE_PICTURE = "film_curves.png", "film_cure.png"
 
 
 def render_page(
-    plan: Plan, variants: Sequence[Variant], ceilings: Mapping[str, Ceilings], *, command: str, words: str
+    plan: Plan,
+    variants: Sequence[Variant],
+    ceilings: Mapping[str, Ceilings],
+    *,
+    command: str,
+    words: str,
+    further: Sequence[Sequence[Variant]] = (),
 ) -> str:
-    """The whole page as Markdown; `words` stand at the top, between their marks."""
+    """The whole page as Markdown; `words` stand at the top, between their marks.
+
+    Sweeps of `further` ask other families.
+    """
     made = [v for v in variants if v.seeds]
     parts = [
         _HEAD.format(command=command, present=tables.present_text(plan, variants)),
@@ -33,6 +42,7 @@ def render_page(
         "### Where the answer can be read off\n" + _READING + "\n" + probe_tables.reading_table(made),
         # The plan's missing variants too: without them there is no verdict.
         f"## The cure\n{_CURE}\n![Own and another clip's latents]({CURE_PICTURE})\n\n" + tables.cure_table(variants),
+        *(["## Other families\n" + _FURTHER + "\n" + tables.further_table(further)] if further else []),
         "## Other tests than training\n" + _SHIFTS + "\n" + tables.shift_table(made),
         "### A family that no training asks\n" + tables.held_out_table(made, ceilings),
         "## Fewer clips\n" + _FEW + "\n" + tables.few_table(variants),
@@ -97,9 +107,13 @@ used.
 _CURE = """\
 **Cure**: own accuracy no lower than the best variant without latents, within one point, and another clip's latents
 cost at least 20 points, the whole interval above. **Useful**: over every variant without latents, on accuracy with
-the paired interval above zero, or within one point of it with fewer sequential steps (every seed below every seed;
-for the mean only, since steps are counted over all families). Fewer than three seeds, of the variant or of
-any it is compared with: no verdict. Variants with fewer clips are compared with each other only.
+the paired interval above zero, or within one point of it with fewer sequential steps (every seed below every
+seed). Fewer than three seeds, of the variant or of any it is compared with: no verdict. Variants with fewer clips are
+compared with each other only.
+"""
+_FURTHER = """\
+Sweeps of their own, each trained on one other family: `jobs/sweep.py` with `trial.families=[same_shape]
+experiment_name=film-same_shape` and the like, from the same base in as many steps. Judged by the same two rules.
 """
 _SHIFTS = """\
 Means of the five families about shots. *Longer*: nine shots instead of six. *Noise*: in picture and sound. *Frame

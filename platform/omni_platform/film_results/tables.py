@@ -70,7 +70,7 @@ def comparison_table(variants: Sequence[Variant]) -> str:
     for v in (v for v in variants if v.seeds):
         cost = [t / float(yardstick) for t in v.figures("train_s")] if yardstick else []
         families = [_accuracy(v, OWN, (family,)) for family in shown]
-        took = [write_seeds(v.figures("sequential_steps"), digits=1), write_seeds(cost)]
+        took = [write_seeds(v.steps(v.asked), digits=1), write_seeds(cost)]
         rows.append([f"`{v.name}`", str(v.seeds), _accuracy(v, OWN, v.asked), *families, *took])
     return table(head, rows)
 
@@ -82,11 +82,40 @@ def cure_table(variants: Sequence[Variant]) -> str:
     rows = []
     for v in (v for v in variants if v.latent and v.seeds):
         for label, families in ((_MEAN, v.asked), *((plain(f), (f,)) for f in v.asked if len(v.asked) > 1)):
-            found = judge(v, variants, families, steps=label == _MEAN)
+            found = judge(v, variants, families)
             figures = [write(found.own), write(found.other), write(found.cost), found.best and f"`{found.best}`"]
             cells = [f"`{v.name}`", label, str(v.seeds), *figures, write(found.lead), found.cure, found.useful]
             rows.append([cell or MISSING for cell in cells])
     return table(head, rows, words=2)
+
+
+def further_table(sweeps: Sequence[Sequence[Variant]]) -> str:
+    """Every variant of sweeps about other families, with what its latents carry and both verdicts."""
+    head = [
+        "family",
+        "variant",
+        "seeds",
+        "own",
+        "another clip's",
+        "sequential steps",
+        "own minus best",
+        "cure",
+        "useful",
+    ]
+    rows = []
+    for variants in sweeps:
+        run = [v for v in variants if v.seeds]
+        for family in dict.fromkeys(family for v in run for family in v.asked):
+            rows += [_judged(v, run, family) for v in run if family in v.asked]
+    return table(head, rows, words=2)
+
+
+def _judged(variant: Variant, variants: Sequence[Variant], family: str) -> list[str]:
+    found = judge(variant, variants, (family,))
+    verdicts = [write(found.lead), found.cure, found.useful] if variant.latent else [MISSING] * 3
+    steps = write_seeds(variant.steps((family,)), digits=1)
+    about = [plain(family), f"`{variant.name}`", str(variant.seeds)]
+    return [*about, write(found.own), write(found.other), steps, *verdicts]
 
 
 def shift_table(variants: Sequence[Variant]) -> str:

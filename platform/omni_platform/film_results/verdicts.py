@@ -37,11 +37,8 @@ class Judgement:
     useful: str
 
 
-def judge(variant: Variant, variants: Sequence[Variant], families: Sequence[str], *, steps: bool = True) -> Judgement:
-    """Judge a variant against those without latents that learned from as many clips.
-
-    `steps`: whether fewer sequential steps count; they are known for all families together only.
-    """
+def judge(variant: Variant, variants: Sequence[Variant], families: Sequence[str]) -> Judgement:
+    """Judge a variant against those without latents that learned from as many clips."""
     own, other = variant.rights(OWN, families), variant.rights(OTHER, families)
     if own is None:
         words = missing_seeds(variant.seeds) or "not measured"
@@ -59,7 +56,7 @@ def judge(variant: Variant, variants: Sequence[Variant], families: Sequence[str]
         best=best,
         lead=lead,
         cure=too_few or _cure(lead, cost),
-        useful=too_few or _useful(variant, rivals, families, steps=steps),
+        useful=too_few or _useful(variant, rivals, families),
     )
 
 
@@ -92,7 +89,7 @@ def _cure(lead: Estimate | None, cost: Estimate | None) -> str:
     return f"no: {', '.join(lacks)}" if lacks else "**yes**"
 
 
-def _useful(variant: Variant, rivals: Sequence[Variant], families: Sequence[str], *, steps: bool) -> str:
+def _useful(variant: Variant, rivals: Sequence[Variant], families: Sequence[str]) -> str:
     own, won, lost = variant.rights(OWN, families), [], []
     for rival in rivals:
         theirs = rival.rights(OWN, families)
@@ -101,13 +98,13 @@ def _useful(variant: Variant, rivals: Sequence[Variant], families: Sequence[str]
         lead = difference(own, theirs, same_cells=False)
         if lead.low > 0:
             won.append(rival.name)
-        elif steps and lead.mean >= -WITHIN and _fewer_steps(variant, rival):
+        elif lead.mean >= -WITHIN and _fewer_steps(variant, rival, families):
             won.append(f"{rival.name} (fewer steps)")
         else:
             lost.append(rival.name)
     return f"no: not over {', '.join(lost)}" if lost else f"**yes**: over {', '.join(won)}"
 
 
-def _fewer_steps(variant: Variant, rival: Variant) -> bool:
-    mine, theirs = variant.figures("sequential_steps"), rival.figures("sequential_steps")
+def _fewer_steps(variant: Variant, rival: Variant, families: Sequence[str]) -> bool:
+    mine, theirs = variant.steps(families), rival.steps(families)
     return bool(mine and theirs) and max(mine) < min(theirs)
