@@ -49,6 +49,12 @@ def test_text_cot_is_the_trajectory_without_looks(tokenizer, lay_out, film, samp
     assert set(plan.input_ids[plan.labels != IGNORE].tolist()).isdisjoint({10, 11, 12})
 
 
+@pytest.mark.parametrize(("words", "said"), [("opening", "The low tone: Answer: green"), ("answer", "Answer: green")])
+def test_text_cot_can_leave_out_what_was_seen(tokenizer, lay_out, film, sample_with, words, said):
+    plan = lay_out(make_method("text_cot", {"words": words}), film(), sample_with(2))
+    assert _words(tokenizer, plan) == said + "<|im_end|>"
+
+
 def test_text_cot_and_latent_omni_learn_the_same_words(vocabulary, lay_out, film, sample_with, latent):
     looking, telling = (lay_out(m, film(), sample_with(2)) for m in (latent(), make_method("text_cot")))
     words = [t for t in looking.labels.tolist() if t not in (IGNORE, vocabulary.trigger)]

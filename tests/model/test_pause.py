@@ -64,6 +64,16 @@ def test_words_can_be_the_answer_alone(tokenizer, lay_out, film, sample_with, na
     assert [(span.start_s, span.end_s) for span in plan.spans] == [(0, 1), (1, 2)]
 
 
+@pytest.mark.parametrize("name", ["latent_omni", "pause", "markers"])
+def test_words_can_be_the_opening_and_the_answer(tokenizer, lay_out, film, sample_with, name):
+    """What is said before the first look stays; what would name what was seen does not."""
+    slots = {} if name == "markers" else SLOTS
+    plan = lay_out(make_method(name, {**slots, "words": "opening"}), film(), sample_with(2))
+    learned = tokenizer.decode(plan.labels[plan.labels != IGNORE])
+    assert learned == "The low tone:" + "<Unified_Latent>" * 2 + " Answer: green<|im_end|>"
+    assert [(span.start_s, span.end_s) for span in plan.spans] == [(0, 1), (1, 2)]
+
+
 @pytest.mark.parametrize("norm_match", [False, True])
 def test_training_feeds_the_learned_vector_into_every_slot(new_backbone, mixed_plans, norm_match):
     """In one pass; with `norm_match` scaled to the size of the row's own clip."""
@@ -156,7 +166,7 @@ def test_controls_say_what_they_lack(latent, lay_out, film, sample_with):
         lay_out(make_method("pause", SLOTS), film(), sample_with(0))
     with pytest.raises(ValueError, match=r"sample s has 4 looks; markers takes 1 to 3 \(max_train_phases\)"):
         lay_out(make_method("markers"), film(), sample_with(4))
-    with pytest.raises(ValueError, match="words must be one of 'trajectory', 'answer', got 'none'"):
+    with pytest.raises(ValueError, match="words must be one of 'trajectory', 'opening', 'answer', got 'none'"):
         make_method("markers", {"words": "none"})
 
 

@@ -36,7 +36,7 @@ class PauseTokens:
     max_train_phases: int = 3
     """Samples with more looks than this are refused."""
     words: Words = "trajectory"
-    """What is said around the slots: the trajectory's words, or the answer alone."""
+    """What is said around the slots, as in latent_omni."""
     ospe: Ospe = "slot"
     """Position ids of slots, as in latent_omni."""
     segment_s: float = 5.0
@@ -90,7 +90,7 @@ class Markers:
     max_train_phases: int = 3
     """Samples with more looks than this are refused."""
     words: Words = "trajectory"
-    """What is said around the markers: the trajectory's words, or the answer alone."""
+    """What is said around the markers, as in latent_omni."""
     bottleneck: Bottleneck = "none"
     """Whether words after a marker see the clip, as in latent_omni."""
 

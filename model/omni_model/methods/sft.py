@@ -9,6 +9,7 @@ import torch
 
 from omni_model.batch import Batch
 from omni_model.heads import Heads
+from omni_model.methods.trajectory import Words, spoken
 from omni_model.sequence import Kind, PlanBuilder
 from omni_model.unroll import UnrollConfig, Unrolled
 from omni_platform.schema import Sample, TextStep
@@ -49,14 +50,17 @@ class TextCot:
     unroll: ClassVar[UnrollConfig] = UnrollConfig(engine="teacher_parallel")
     weights: ClassVar[dict[str, float]] = {}
 
+    words: Words = "trajectory"
+    """How much of the trajectory's words is said, as in latent_omni."""
+
     def write(self, builder: PlanBuilder, sample: Sample) -> None:
-        words = [step.text for step in sample.trajectory if isinstance(step, TextStep)]
-        if not words:
+        if not any(isinstance(step, TextStep) for step in sample.trajectory):
             raise ValueError(
                 f"sample {sample.sample_id} has no trajectory, which text_cot learns; use method sft for bare answers"
             )
-        for text in words:
-            builder.text(text, Kind.TEXT, learn=True)
+        for step in spoken(sample, self.words):
+            if isinstance(step, TextStep):
+                builder.text(step.text, Kind.TEXT, learn=True)
         builder.end_turn()
 
     def slot_offsets(self) -> tuple[torch.Tensor, int]:

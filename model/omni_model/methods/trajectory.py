@@ -7,10 +7,25 @@ from typing import Literal
 import torch
 
 from omni_model.sequence import Kind, PlanBuilder
-from omni_platform.schema import Sample, TextStep
+from omni_platform.schema import Sample, Step, TextStep
 
-Words = Literal["trajectory", "answer"]
-"""What is said around the looks: the trajectory's own words, or nothing but the answer after the last look."""
+Words = Literal["trajectory", "opening", "answer"]
+"""What is said around the looks.
+
+* `trajectory`: the trajectory's own words.
+* `opening`: its words before the first look, and the answer after the last: what is seen and heard is not put into
+  words, as in data that says where to look and not what is there.
+* `answer`: nothing but the answer after the last look.
+"""
+
+
+def spoken(sample: Sample, words: Words) -> tuple[Step, ...]:
+    """The trajectory with as much of its words as is to be said."""
+    if words == "trajectory":
+        return sample.trajectory
+    first = next((i for i, step in enumerate(sample.trajectory) if not isinstance(step, TextStep)), 0)
+    opening = sample.trajectory[:first] if words == "opening" else ()
+    return (*opening, *sample.looks, TextStep(text=f"{' ' if opening else ''}Answer: {sample.answer}"))
 
 
 def write_trajectory(
@@ -33,13 +48,11 @@ def write_trajectory(
             f"sample {sample.sample_id} has {len(sample.looks)} looks; {method} takes 1 to "
             f"{max_phases} (max_train_phases). Shorten its trajectory or leave it out of the manifest"
         )
-    for step in sample.trajectory:
-        if not isinstance(step, TextStep):
+    for step in spoken(sample, words):
+        if isinstance(step, TextStep):
+            builder.text(step.text, Kind.TEXT, learn=True)
+        else:
             builder.latent_span(
                 num_visual=num_visual, num_audio=num_audio, offsets=offsets, start_s=step.start_s, end_s=step.end_s
             )
-        elif words == "trajectory":
-            builder.text(step.text, Kind.TEXT, learn=True)
-    if words == "answer":
-        builder.text(f"Answer: {sample.answer}", Kind.TEXT, learn=True)
     builder.end_turn()
