@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -89,6 +90,26 @@ def test_retrieval_asks_for_the_look_of_the_phases_number(talker, prompts, roll,
             assert (found[f"{scope}_visual"], found[f"{scope}_audio"]) == (1.0, expected)
     one_look = Moments(["a", "b", "c"], [[SPANS[2]]] * 3, anchors)
     assert measure(talker, method, prompts, rollouts, moments=one_look)[row]["retrieval"]["clip_audio"] == 0.0
+
+
+def test_retrieval_takes_what_all_latents_share_from_them(talker, prompts, roll, latent):
+    """Latents that differ little beside a large common part point as well as their differences do."""
+    method = latent()
+    generator = torch.Generator().manual_seed(0)
+    common, unlike = 50.0 * torch.randn(64, generator=generator), []
+    rollouts = []
+    for rollout in roll(method):
+        events = [
+            replace(event, vector=event.vector + common) if event.vector is not None else event
+            for event in rollout.events
+        ]
+        rollouts.append(replace(rollout, events=tuple(events)))
+        unlike.append([rollout.latents(0) - common])  # anchors share another part than the latents do
+    looks = [[SPANS[0]]] * len(rollouts)
+    rivals = {span: torch.randn(5, 64, generator=generator) - common for span in SPANS[1:]}
+    moments = Moments(["a", "b", "c"], looks, [{SPANS[0]: own[0], **rivals} for own in unlike])
+    for found in measure(talker, method, prompts, rollouts, moments=moments):
+        assert found["retrieval"]["clip_visual"] == found["retrieval"]["clip_audio"] == 1.0
 
 
 def test_methods_without_latents_leave_them_out(talker, prompts, roll, latent):

@@ -253,7 +253,11 @@ def test_the_page_keeps_what_people_wrote(plan):
 
 def test_other_families_have_a_table_of_their_own(plan):
     ceilings = {f: Ceilings(chance=0.1, text=0.2, ears=0.3, eyes=0.4) for f in FAMILIES}
-    sweep = [_variant("sft", "sft", own=0.5, steps=4.0), _variant("cure", "latent_omni", own=0.9, latents_other=0.2)]
+    sweep = [
+        _variant("sft", "sft", own=0.5, steps=4.0),
+        _variant("cure", "latent_omni", own=0.9, latents_other=0.2),
+        _variant("text_cot", "text_cot", own=0.6, steps=15.0),
+    ]
     for variant in sweep:
         for result in variant.results:
             result["rights"] = {name: {"same_shape": of["same_shape"]} for name, of in result["rights"].items()}
@@ -265,7 +269,18 @@ def test_other_families_have_a_table_of_their_own(plan):
     ]
     assert rows == [
         ["same shape", "`sft`", "3", "0.50", "–", "4.0 (4.0, 4.0)", "–", "–", "–"],
-        ["same shape", "`cure`", "3", "0.90", "0.20", "5.0 (5.0, 5.0)", "0.40", "**yes**", "**yes**: over sft"],
+        [
+            "same shape",
+            "`cure`",
+            "3",
+            "0.90",
+            "0.20",
+            "5.0 (5.0, 5.0)",
+            "0.30",
+            "**yes**",
+            "**yes**: over sft, text_cot",
+        ],
+        ["same shape", "`text_cot`", "3", "0.60", "–", "15.0 (15.0, 15.0)", "–", "–", "–"],
     ]
     assert "## Other families" not in render_page(plan, [], ceilings, command="run", words="x")
 
