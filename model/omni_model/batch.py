@@ -73,6 +73,8 @@ class Batch:
     """The clips, each once, as the towers take them; or what they made of them, where that was kept."""
     anchors_BPKD: torch.Tensor | None = None
     """Targets of the latents, None in evaluation."""
+    others_MKD: torch.Tensor | None = None
+    """Anchors of other segments of the batch's clips, for a loss that tells the right one from them."""
     has_stand_in_sound: bool = False
     """The only sound is silence that no position takes, so that the audio tower runs all the same."""
     shared: SharedClips | None = None
@@ -99,12 +101,14 @@ def collate(
     plans: Sequence[Plan],
     *,
     anchors: Sequence[torch.Tensor] | None = None,
+    others: Sequence[torch.Tensor] | None = None,
     min_phases: int = 0,
     always_sound: bool = False,
     share_clips: bool = False,
 ) -> Batch:
-    """Pad plans to one length. `anchors` holds per row float32 (phases, K, D). With `share_clips`
-    plans about one and the same media object share its clip, which is then encoded and run once.
+    """Pad plans to one length. `anchors` holds per row float32 (phases, K, D), `others` blocks of float32 (any, K, D):
+    further segments of the clips. With `share_clips` plans about one and the same media object share its clip, which
+    is then encoded and run once.
 
     Ranks that gather weights together must run equally many forwards: `min_phases` pads the phase axis. Ranks that
     exchange gradients must have those of the same weights: `always_sound` gives a batch of mute clips a moment of
@@ -131,6 +135,7 @@ def collate(
         num_audio=num_audio,
         media=_with_silence(media) if stand_in and isinstance(media, MediaBatch) else media,
         anchors_BPKD=None if anchors is None else _pad_anchors(plans, anchors, phases),
+        others_MKD=None if others is None else torch.cat(list(others)),
         has_stand_in_sound=stand_in,
         shared=_share(plans, clip_of, clips) if len(clips) < len(plans) else None,
     )

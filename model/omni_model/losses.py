@@ -1,6 +1,7 @@
 """The losses as pure functions, each with its reduction in its docstring and no weight of its own."""
 
-# B = rows, L = positions, P = phases, K = slots, D = width, V = vocabulary.
+# B = rows, L = positions, P = phases, K = slots, D = width, V = vocabulary, N = latents' phases, M = other segments,
+# C = candidates.
 
 from __future__ import annotations
 
@@ -57,26 +58,29 @@ def contrastive_loss(
     present_BP: torch.Tensor,
     *,
     temperature: float,
+    others_MKD: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """InfoNCE: each latent must be nearer to its own segment's anchor than to the other segments of the batch.
 
-    Slot by slot, on cosines of anchors with their batch mean removed; segments that are the same moment of the same
+    `others_MKD` are anchors of further segments to tell the right one from, such as the rest of each clip. Slot by
+    slot, on cosines of anchors with the mean of all candidates removed; segments that are the same moment of the same
     clip do not count as negatives. Mean over present phases and slots. An average of all anchors, which squared error
     is content with, scores chance here.
     """
-    latents, anchors = latents_BPKD[present_BP].float(), anchors_BPKD[present_BP].detach().float()
+    latents, own_NKD = latents_BPKD[present_BP].float(), anchors_BPKD[present_BP].detach().float()
     if len(latents) == 0:
         return latents_BPKD.sum() * 0.0
-    centred = anchors - anchors.mean(0, keepdim=True)
-    scores_KNN = torch.einsum("nkd,mkd->knm", F.normalize(latents, dim=-1), F.normalize(centred, dim=-1))
+    candidates = own_NKD if others_MKD is None else torch.cat([own_NKD, others_MKD.detach().float()])
+    centred = candidates - candidates.mean(0, keepdim=True)
+    scores_KNC = torch.einsum("nkd,ckd->knc", F.normalize(latents, dim=-1), F.normalize(centred, dim=-1))
     # The same segment encoded in another batch differs by rounding; the fast distance would differ by more.
-    flat = anchors.flatten(1)
-    distance_NN = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")
-    same_NN = distance_NN < 1e-3 * flat.norm(dim=-1)
-    same_NN.fill_diagonal_(False)
-    scores_KNN = (scores_KNN / temperature).masked_fill(same_NN, float("-inf"))
-    own = torch.arange(len(latents), device=latents.device).expand(len(scores_KNN), -1)
-    return F.cross_entropy(scores_KNN.flatten(0, 1), own.flatten())
+    flat = candidates.flatten(1)
+    distance_NC = torch.cdist(flat[: len(latents)], flat, compute_mode="donot_use_mm_for_euclid_dist")
+    same_NC = distance_NC < 1e-3 * flat.norm(dim=-1)
+    same_NC.fill_diagonal_(False)
+    scores_KNC = (scores_KNC / temperature).masked_fill(same_NC, float("-inf"))
+    own = torch.arange(len(latents), device=latents.device).expand(len(scores_KNC), -1)
+    return F.cross_entropy(scores_KNC.flatten(0, 1), own.flatten())
 
 
 def sync_loss(visual_TD: torch.Tensor, audio_TD: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -37,3 +37,8 @@ class PreparedRow(Protocol):
     def anchors(self) -> np.ndarray:
         """float32 (S, K, D): one block per look"""
         ...
+
+    @property
+    def other_anchors(self) -> np.ndarray:
+        """float32 (M, K, D): other segments of the clip, M may be 0"""
+        ...

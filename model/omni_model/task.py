@@ -92,12 +92,13 @@ class ReasoningTask:
     def collate(self, rows: Sequence[PreparedRow]) -> Batch:
         """Lay rows out and pad them to one batch. Raises `ValueError` naming a sample that is too long."""
         plans = [self.plan(row) for row in rows]
-        anchors = None
+        anchors = others = None
         if self._method.num_visual + self._method.num_audio > 0:
             anchors = [torch.from_numpy(np.asarray(row.anchors, np.float32)) for row in rows]
+            others = [torch.from_numpy(np.asarray(row.other_anchors, np.float32)) for row in rows]
         phases = getattr(self._method, "max_train_phases", 0) if self._lockstep else 0
         # At any stage of ZeRO workers exchange the gradients of the same weights, those of the audio tower among them.
-        return collate(plans, anchors=anchors, min_phases=phases, always_sound=True)
+        return collate(plans, anchors=anchors, others=others, min_phases=phases, always_sound=True)
 
     def plan(self, row: PreparedRow) -> Plan:
         """One sample as a sequence."""

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from omni_model.batch import Batch, collate
-from omni_model.encoded import EncodedQuestions
+from omni_model.encoded import EncodedQuestions, Span
 from omni_model.folder import Loaded, start_markers_like
 from omni_model.learner import Learner
 from omni_model.methods.base import Method
@@ -138,15 +138,20 @@ class Lessons:
         rng = np.random.default_rng(draw)
         plans: list[Plan] = []
         anchors: list[torch.Tensor] = []
+        others: list[torch.Tensor] = []
         for index in indices:
             clip = self._clips[index]
             count = min(self._questions_per_clip or len(clip.samples), len(clip.samples))
             asked = sorted(rng.permutation(len(clip.samples))[:count].tolist())
             plans += [self._layouts.lesson(clip, clip.samples[i]) for i in asked]
             if self._num_slots:
-                of_clip = anchors_of(clip, self._method)
-                anchors += [of_clip[i] for i in asked]
-        return collate(plans, anchors=anchors if self._num_slots else None, share_clips=True)
+                by_span = segment_anchors(clip, self._method)
+                anchors += [anchors_of(clip.samples[i], by_span) for i in asked]
+                # Those looked at are among them once more; the loss tells the same segment by its anchors.
+                others.append(torch.stack(list(by_span.values())))
+        if not self._num_slots:
+            return collate(plans, share_clips=True)
+        return collate(plans, anchors=anchors, others=others, share_clips=True)
 
 
 class Layouts:
@@ -182,10 +187,14 @@ class Layouts:
         return replace(self._known[key], media=media)
 
 
-def anchors_of(clip: EncodedQuestions, method: Method) -> list[torch.Tensor]:
-    """Anchors of every question of a clip, float32 (P, K, D)."""
-    by_span = clip.segments.anchors(num_visual=method.num_visual, num_audio=method.num_audio)
-    return [torch.stack([by_span[look.start_s, look.end_s] for look in sample.looks]) for sample in clip.samples]
+def segment_anchors(clip: EncodedQuestions, method: Method) -> dict[Span, torch.Tensor]:
+    """Anchors of every segment of a clip for the slots of a method, float32 (K, D)."""
+    return clip.segments.anchors(num_visual=method.num_visual, num_audio=method.num_audio)
+
+
+def anchors_of(sample: Sample, by_span: Mapping[Span, torch.Tensor]) -> torch.Tensor:
+    """Anchors of a question's looks, float32 (P, K, D)."""
+    return torch.stack([by_span[look.start_s, look.end_s] for look in sample.looks])
 
 
 def _freeze(learner: Learner, train_parts: Sequence[str]) -> None:

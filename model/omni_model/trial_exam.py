@@ -8,16 +8,17 @@ from typing import Any
 
 import torch
 
-from omni_model.encoded import EncodedQuestions
+from omni_model.encoded import EncodedQuestions, Span
 from omni_model.folder import Exported, Loaded, Preparation
 from omni_model.generate import Rollout
 from omni_model.learner import Learner
 from omni_model.measures import measure
+from omni_model.methods.base import Method
 from omni_model.moments import Moments
 from omni_model.probes import BLIND
 from omni_model.sequence import EncodedClip, Plan
 from omni_model.sitting import Sitting
-from omni_model.trial import Layouts, anchors_of
+from omni_model.trial import Layouts, anchors_of, segment_anchors
 
 _Rows = list[tuple[EncodedQuestions, Any]]
 
@@ -67,16 +68,14 @@ def examine_trial(
 
 def _sitting(model: Exported, rows: _Rows, layouts: Layouts, config: ExamConfig) -> Sitting:
     method = model.method
-    anchors = (
-        {id(clip): iter(anchors_of(clip, method)) for clip, _ in rows} if method.num_visual + method.num_audio else {}
-    )
     nothing = torch.zeros(0, 0, model.loaded.backbone.width)
+    by_clip = _segments(rows, method)
     return Sitting(
         model=model,
         samples=[sample for _, sample in rows],
         clip_ids=[clip.clip_id for clip, _ in rows],
         plans=[layouts.prompt(clip, sample) for clip, sample in rows],
-        anchors=[next(anchors[id(clip)]) if anchors else nothing for clip, _ in rows],
+        anchors=[anchors_of(sample, by_clip[clip.clip_id]) if by_clip else nothing for clip, sample in rows],
         max_new_tokens=config.max_new_tokens,
         max_phases=config.max_phases,
     )
@@ -99,15 +98,18 @@ def _blinded(plans: Sequence[Plan], which: str, blanks: Mapping[tuple[int, int, 
     return [replace(plan, media=known[id(plan.media)]) for plan in plans]
 
 
+def _segments(rows: _Rows, method: Method) -> dict[str, dict[Span, torch.Tensor]]:
+    """Clip id -> anchors of all its segments; nothing for a method without slots."""
+    if not method.num_visual + method.num_audio:
+        return {}
+    return {clip_id: segment_anchors(clip, method) for clip_id, clip in {c.clip_id: c for c, _ in rows}.items()}
+
+
 def _add_measures(
     records: list[dict[str, Any]], model: Exported, rows: _Rows, sitting: Sitting, own: Sequence[Rollout]
 ) -> None:
     method, moments = model.method, None
-    if method.num_visual + method.num_audio:
-        by_clip = {
-            clip.clip_id: clip.segments.anchors(num_visual=method.num_visual, num_audio=method.num_audio)
-            for clip, _ in rows
-        }
+    if by_clip := _segments(rows, method):
         looks = [[(look.start_s, look.end_s) for look in sample.looks] for _, sample in rows]
         moments = Moments(sitting.clip_ids, looks, [by_clip[clip.clip_id] for clip, _ in rows])
     figures = measure(model.loaded.backbone, method, sitting.plans, own, moments=moments)

@@ -59,13 +59,14 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """One look of one sample's trajectory: the piece of clip from which its anchors are pooled."""
+    """A piece of clip from which anchors are pooled: one look of one sample's trajectory, or another moment."""
 
     segment_id: str
-    sample_id: str
+    sample_id: str | None
+    """None for another moment of the clip, which no sample looks at."""
     clip_id: str
     index: int
-    """0-based order of the look within its trajectory."""
+    """0-based order of the look within its trajectory, or of the other moment within its clip."""
     start_s: float
     end_s: float
 

@@ -34,6 +34,7 @@ class Row:
     sample_fps: float
     waveform: np.ndarray | None
     anchors: np.ndarray
+    other_anchors: np.ndarray
 
 
 def row(number: int, *, looks: int, sound: bool) -> Row:
@@ -48,7 +49,7 @@ def row(number: int, *, looks: int, sound: bool) -> Row:
     )
     frames = render_frames(scene, times_s=np.arange(4) / 2, side_px=56)
     anchors = np.random.default_rng(number).normal(size=(looks, 2, 64)).astype(np.float32)
-    return Row(sample, frames, 2.0, render_waveform(scene) if sound else None, anchors)
+    return Row(sample, frames, 2.0, render_waveform(scene) if sound else None, anchors, anchors[:0])
 
 
 def rows_of(rank: int, step: int) -> list[Row]:

@@ -122,6 +122,30 @@ def test_a_moment_that_differs_by_a_hundredth_is_a_negative():
     assert float(same) == 0.0
 
 
+def test_other_segments_of_the_clips_are_negatives_too():
+    """By hand: candidates (4, 0), (0, 4) and (-4, -4) have the mean 0; the third is nobody's own."""
+    latents = torch.tensor([[[[1.0, 0.0]]], [[[0.0, 2.0]]]])
+    anchors = torch.tensor([[[[4.0, 0.0]]], [[[0.0, 4.0]]]])
+    others = torch.tensor([[[-4.0, -4.0]]])
+    present = torch.ones(2, 1, dtype=torch.bool)
+    scores = [1.0, 0.0, -math.sqrt(0.5)]
+    expected = -math.log(math.exp(1.0 / 0.5) / sum(math.exp(s / 0.5) for s in scores))
+    loss = contrastive_loss(latents, anchors, present, temperature=0.5, others_MKD=others)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_one_phase_has_something_to_be_told_from_where_its_clip_has_other_segments():
+    generator = torch.Generator().manual_seed(0)
+    anchors, others = torch.randn(1, 1, 1, 8, generator=generator), torch.randn(5, 1, 8, generator=generator)
+    present = torch.ones(1, 1, dtype=torch.bool)
+    assert float(contrastive_loss(others[:1, None], anchors, present, temperature=0.1)) == 0.0
+    wrong = contrastive_loss(others[:1, None], anchors, present, temperature=0.1, others_MKD=others)
+    assert wrong > math.log(6)
+    # The own segment among the others, encoded elsewhere, is no negative.
+    again = contrastive_loss(anchors, anchors, present, temperature=0.1, others_MKD=anchors[0] * (1 + 1e-6))
+    assert float(again) == pytest.approx(0.0, abs=1e-6)
+
+
 @pytest.mark.parametrize("name", ["sum", "mean", "cosine", "contrastive"])
 def test_without_any_phase_the_latent_losses_are_zero_with_gradient(name):
     latents = torch.zeros(2, 1, 3, 4, requires_grad=True)

@@ -24,6 +24,7 @@ class Row:
     sample_fps: float
     waveform: np.ndarray
     anchors: np.ndarray
+    other_anchors: np.ndarray
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,7 @@ def row() -> Row:
         frames=rng.integers(0, 255, (48, 112, 112, 3), dtype=np.uint8),
         sample_fps=2.0,
         waveform=rng.normal(0, 0.1, 24 * 16_000).astype(np.float32),
+        other_anchors=np.zeros((0, 40, 96), np.float32),
         anchors=np.zeros((2, 40, 96), np.float32),
     )
 

@@ -27,6 +27,7 @@ class Row:
     sample_fps: float
     waveform: np.ndarray | None
     anchors: np.ndarray
+    other_anchors: np.ndarray
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,8 @@ def rows(sample_with) -> list[Row]:
         frames = render_frames(scene, times_s=np.arange(4 + 2 * index) / 2, side_px=56)
         anchors = np.random.default_rng(index).normal(size=(looks, 5, 64)).astype(np.float32)
         sample = sample_with(looks, sample_id=f"row-{index}")
-        out.append(Row(sample, frames, 2.0, render_waveform(scene), anchors))
+        others = np.full((index, 5, 64), 7.0, np.float32)
+        out.append(Row(sample, frames, 2.0, render_waveform(scene), anchors, others))
     return out
 
 
@@ -65,10 +67,24 @@ def test_rows_become_a_batch_with_a_loss(base, rows, method):
     assert batch.triggers_BP.shape == ((2, 0) if method in ("sft", "text_cot") else (2, 2))
     if options:
         np.testing.assert_array_equal(batch.anchors_BPKD[1].numpy(), rows[1].anchors)
+        np.testing.assert_array_equal(batch.others_MKD.numpy(), rows[1].other_anchors)
         assert batch.looks_s_BP2.tolist() == [[[0, 1], [0, 0]], [[0, 1], [1, 2]]]
     out = task.module.train()(batch)
     out["loss"].backward()
     assert set(task.loss_weights) == set(out) - {"loss", "tokens", "positions"}
+
+
+def test_other_segments_count_where_the_method_wants_them(base, rows):
+    losses = {}
+    for negatives in ("batch", "clip"):
+        options = OPTIONS | {"latent_loss": "infonce", "latent_negatives": negatives}
+        task = build_task({"model_name_or_path": base, "method": "latent_omni", "options": options})
+        losses[negatives] = [
+            float(task.module.train()(task.collate(some))["latent"].detach())
+            for some in (rows, [replace(row, other_anchors=row.other_anchors[:0]) for row in rows])
+        ]
+    assert losses["clip"][0] > losses["clip"][1] + 0.1
+    assert losses["clip"][1] == losses["batch"][0] == losses["batch"][1]
 
 
 @pytest.mark.parametrize("text", [None, ":"])
@@ -117,7 +133,9 @@ def test_anchors_that_do_not_match_are_refused(base, rows):
     short = Row(**{**vars(rows[1]), "anchors": rows[1].anchors[:1]})
     with pytest.raises(ValueError, match="row 1 of the batch has 2 latent phases but anchors for 1"):
         task.collate([rows[0], short])
-    narrow = [Row(**{**vars(row), "anchors": row.anchors[:, :4]}) for row in rows]
+    narrow = [
+        Row(**{**vars(row), "anchors": row.anchors[:, :4], "other_anchors": row.other_anchors[:, :4]}) for row in rows
+    ]
     with pytest.raises(ValueError, match="anchors have 4 slots a phase but the method wants 5"):
         task.collate(narrow)
 

@@ -58,9 +58,10 @@ def test_a_batch_has_the_loss_of_the_training_job(loaded, base, raw_clips, encod
     for raw, clip in zip(raw_clips, encoded, strict=True):
         by_span = clip.segments.anchors(num_visual=method.num_visual, num_audio=method.num_audio)
         for sample in raw.samples:
-            anchors = [by_span[look.start_s, look.end_s].numpy() for look in sample.looks]
+            anchors = np.stack([by_span[look.start_s, look.end_s].numpy() for look in sample.looks])
+            of_row = {"sample": sample, "anchors": anchors, "other_anchors": anchors[:0]}
             of_clip = {"frames": raw.frames, "waveform": raw.waveform, "sample_fps": raw.sample_fps}
-            rows.append(TrainingRow(sample=sample, clip_id=raw.clip_id, anchors=np.stack(anchors), **of_clip))
+            rows.append(TrainingRow(clip_id=raw.clip_id, **of_row, **of_clip))
     learner = task.module.train()
     assert isinstance(learner, Learner)
     wanted = learner(task.collate(rows))
@@ -161,6 +162,8 @@ def test_some_questions_of_a_clip_are_drawn_anew_each_step(loaded, encoded, late
     for found in batches:
         # Anchors belong to the question that was drawn: as many phases as it has triggers.
         assert torch.equal(found.anchors_BPKD.flatten(2).any(-1), found.triggers_BP >= 0)
+        # Every segment of both clips is there to be told from, whichever question was drawn.
+        assert len(found.others_MKD) == sum(len(clip.segments.spans) for clip in encoded[:2])
 
 
 def test_the_loss_falls_and_only_the_named_parts_change(loaded, encoded):

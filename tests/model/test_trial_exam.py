@@ -68,8 +68,9 @@ def _rows(raw_clips, encoded, method) -> list[TrainingRow]:
         by_span = clip.segments.anchors(num_visual=method.num_visual, num_audio=method.num_audio)
         for sample in raw.samples:
             anchors = np.stack([by_span[look.start_s, look.end_s].numpy() for look in sample.looks])
+            of_row = {"sample": sample, "anchors": anchors, "other_anchors": anchors[:0]}
             of_clip = {"frames": raw.frames, "waveform": raw.waveform, "sample_fps": raw.sample_fps}
-            rows.append(TrainingRow(sample=sample, clip_id=raw.clip_id, anchors=anchors, **of_clip))
+            rows.append(TrainingRow(clip_id=raw.clip_id, **of_row, **of_clip))
     return rows
 
 

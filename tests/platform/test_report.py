@@ -79,6 +79,7 @@ def _answer(**fields: Any) -> ShownAnswer:
         sample_fps=fps,
         waveform=waveform,
         anchors=np.zeros((0, 1, 1), np.float32),
+        other_anchors=np.zeros((0, 1, 1), np.float32),
     )
     record = {"condition": "own", "right": False, "answer": "<i>no</i>", "text": "<script>x</script>", **fields}
     return ShownAnswer(row=row, record=record)

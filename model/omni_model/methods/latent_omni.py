@@ -40,7 +40,7 @@ class LatentOmni:
     max_train_phases: int = 3
     """Samples with more looks than this are refused."""
     words: Words = "trajectory"
-    """What is said around the looks: the trajectory's words, or the answer alone, after the last look."""
+    """What is said around the looks: the trajectory's words, its opening and the answer, or the answer alone."""
     ospe: Ospe = "slot"
     """Position ids of slots, the same in training and decoding: none, slot, tmrope or code_compat."""
     segment_s: float = 5.0
@@ -63,8 +63,11 @@ class LatentOmni:
     jacobi_carry: bool = True
     """Hand on within a sweep what the slots before have moved."""
     latent_loss: Literal["mse", "cosine", "infonce"] = "mse"
-    """What ties latents to anchors. `infonce` tells the phases of one micro-batch apart: with a single phase in it
-    there is nothing to tell apart, the loss is 0 and teaches nothing, so give it batches of several rows."""
+    """What ties latents to anchors. `infonce` tells segments apart, see `latent_negatives`."""
+    latent_negatives: Literal["batch", "clip"] = "batch"
+    """Of `latent_loss: infonce`, what the right segment is told apart from: the segments that the micro-batch looks at,
+    or those and the other segments of its clips (preprocessing's `other_segments` gives every clip some). With `batch`
+    a micro-batch of one phase has nothing to tell apart: the loss is 0 and teaches nothing."""
     latent_reduction: Reduction = "sum"
     """Over the width: the paper's Eq. 5 sums, its code takes the mean."""
     normalise_anchors: bool = False
@@ -152,7 +155,8 @@ class LatentOmni:
             return regression_loss(latents, anchors, present, reduction=self.latent_reduction)
         if self.latent_loss == "cosine":
             return cosine_loss(latents, anchors, present)
-        return contrastive_loss(latents, anchors, present, temperature=self.latent_temperature)
+        others = batch.others_MKD if self.latent_negatives == "clip" else None
+        return contrastive_loss(latents, anchors, present, temperature=self.latent_temperature, others_MKD=others)
 
     def _sync(self, heads: SyncHeads, outcome: Unrolled, batch: Batch) -> torch.Tensor:
         """Eq. 4 over the segments of the batch, on the clip's live features within each segment.

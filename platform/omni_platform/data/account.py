@@ -29,14 +29,17 @@ def account(manifest: ManifestRead, folder: str, *, encoder: str) -> dict[str, i
         )
     segments, anchors = (read_column(folder, kind, "segment_id") for kind in ("segments", "anchors"))
     others = set(read_column(folder, "anchors", "encoder_fingerprint")) - {encoder}
-    homeless = set(read_column(folder, "segments", "sample_id")) - set(used)
+    owners, clips = read_column(folder, "segments", "sample_id"), set(read_column(folder, "clips", "clip_id"))
+    homeless = set(owners) - {*used, None} or set(read_column(folder, "segments", "clip_id")) - clips
     if segments != anchors or find_duplicates(segments) or others or homeless:
         raise AccountError(f"the {len(segments)} segments and {len(anchors)} anchors in {folder} do not match")
+    num_others = owners.count(None)
     return {
         "rows_in": len(expected),
-        "clips": len(set(read_column(folder, "clips", "clip_id"))),
+        "clips": len(clips),
         "samples": len(used),
-        "segments": len(segments),
+        "segments": len(segments) - num_others,
+        **({"other_segments": num_others} if num_others else {}),
         "quarantined": len(quarantined),
         **{f"quarantined.{reason}": count for reason, count in count_reasons(quarantined).items()},
     }

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from omni_platform import storage
 from omni_platform.artifacts import Card, read_card
+from omni_platform.data.clip_anchors import ClipAnchors
 from omni_platform.data.parts import from_pcm, read_rows, to_sample
 from omni_platform.schema import Sample
 
@@ -26,7 +27,7 @@ _OPEN_FILES = 16
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRow:
-    """One sample with its clip and the anchors of its looks."""
+    """One sample with its clip, the anchors of its looks and those of other segments of the clip."""
 
     sample: Sample
     clip_id: str
@@ -37,6 +38,8 @@ class TrainingRow:
     """float32 (N,) at 16 kHz, or None for a mute clip."""
     anchors: np.ndarray
     """float32 (S, K, D): one block per look, visual rows first; S is 0 for a sample without looks."""
+    other_anchors: np.ndarray
+    """float32 (M, K, D): segments of the clip that share no time with the sample's looks, each once, in their order."""
 
 
 class TrainingRows:
@@ -61,8 +64,7 @@ class TrainingRows:
         """Sample ids, sorted: row i has id i."""
         self._clip_ids = [row["clip_id"] for row in samples]
         self._lengths = [row.get("length") for row in samples]  # absent in folders of schema version 1
-        self._anchors = _read_anchors(folder)
-        self._shape_KD = next(((a.shape[1], a.shape[2]) for a in self._anchors.values()), (0, 0))
+        self._anchors = ClipAnchors(folder)
         self._places = _find_clips(folder)
         self._clips = _ClipReader(cached_clips)
 
@@ -88,8 +90,8 @@ class TrainingRows:
         """A whole row; reads its clip unless it was read lately."""
         sample, clip_id = self._samples[index], self._clip_ids[index]
         clip = self._clips.read(*self._places[clip_id])
-        empty = np.zeros((0, *self._shape_KD), np.float32)
-        return TrainingRow(sample=sample, clip_id=clip_id, anchors=self._anchors.get(sample.sample_id, empty), **clip)
+        anchors, others = self._anchors.of(sample.sample_id, clip_id)
+        return TrainingRow(sample=sample, clip_id=clip_id, anchors=anchors, other_anchors=others, **clip)
 
 
 def epoch_order(ids: Sequence[str], seed: int, epoch: int) -> np.ndarray:
@@ -117,17 +119,6 @@ def step_indices(
         raise IndexError(f"step {step} of {last} on rank {rank} of {world_size} does not exist")
     rows = order[step * size : (step + 1) * size]
     return rows.reshape(accumulation, world_size, per_device_batch)[:, rank].tolist()
-
-
-def _read_anchors(folder: str) -> dict[str, np.ndarray]:
-    """Sample id -> float32 (S, K, D), looks in order."""
-    table = read_rows(folder, "anchors").sort_by([("sample_id", "ascending"), ("index", "ascending")])
-    by_sample: dict[str, list[np.ndarray]] = {}
-    columns = (table[name].to_pylist() for name in ("sample_id", "num_visual", "num_audio", "dim"))
-    for i, (sample_id, num_visual, num_audio, dim) in enumerate(zip(*columns, strict=True)):
-        values = table["anchors"][i].values.to_numpy()
-        by_sample.setdefault(sample_id, []).append(values.reshape(num_visual + num_audio, dim))
-    return {sample_id: np.stack(blocks) for sample_id, blocks in by_sample.items()}
 
 
 def _find_clips(folder: str) -> dict[str, tuple[str, int]]:

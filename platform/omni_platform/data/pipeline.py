@@ -53,6 +53,9 @@ class PreprocessConfig:
     """Decode the sound of the clips. Off, every clip is mute: only rows with needs_audio false are used."""
     max_length: int = 32768
     """Samples whose sequence has more positions are quarantined, never cut."""
+    other_segments: int = 0
+    """Segments per clip that are encoded beside those its samples look at, spread evenly over the clip, so that a
+    contrastive loss has other moments of the clip to tell the right one from."""
     max_clip_duration_s: float | None = None
     """Longer clips are quarantined."""
     decode_deadline_s: float = 60.0
@@ -76,6 +79,8 @@ class PreprocessConfig:
         positive = ("decode_deadline_s", "clips_per_part", "num_encoders", "memory_mb_per_decode", "max_length")
         if wrong := [name for name in positive if getattr(self, name) <= 0]:
             raise ValueError(f"{', '.join(wrong)} must be positive")
+        if self.other_segments < 0:
+            raise ValueError(f"other_segments is a number of segments per clip, 0 for none; got {self.other_segments}")
         if not 0 <= self.fail_above_quarantined_share <= 1:
             raise ValueError("fail_above_quarantined_share is a share: it lies between 0 and 1")
 
@@ -95,10 +100,11 @@ class PreprocessResult:
         counts = self.card.counts
         reasons = [f"{n} {k.partition('.')[2]}" for k, n in counts.items() if k.startswith("quarantined.")]
         told = f" ({', '.join(reasons)})" if reasons else ""
+        others = f" and {counts['other_segments']} others" if "other_segments" in counts else ""
         made = "reused (same inputs, config and encoder)" if self.reused else f"made in {self.seconds:.1f} s"
         return (
             f"preprocess: {counts['clips']} clips, {counts['samples']} samples, "
-            f"{counts['segments']} segments, {counts['quarantined']} quarantined{told}; {made}: {self.folder}"
+            f"{counts['segments']} segments{others}, {counts['quarantined']} quarantined{told}; {made}: {self.folder}"
         )
 
 
@@ -160,6 +166,7 @@ def _run(manifest: ManifestRead, staging: str, config: PreprocessConfig, build_e
                 "folder": staging,
                 "build_encoder": build_encoder,
                 "max_length": config.max_length,
+                "other_segments": config.other_segments,
             },
             batch_size=config.clips_per_part,
             batch_format="pyarrow",
@@ -191,6 +198,8 @@ def content_fingerprint(config: PreprocessConfig) -> str:
     """Changes with every field that changes what is written, and with the decoder's version."""
     fields = to_dict(config).items()
     decides = {k: v for k, v in fields if k not in _SAME_CONTENT and not k.startswith("num_")}
+    if not config.other_segments:  # what was written before there were any is the same
+        del decides["other_segments"]
     return fingerprint({**decides, "decode_version": DECODE_VERSION})
 
 

@@ -1,14 +1,22 @@
-"""Segments: the looks of a sample's trajectory, held against the clip they look at."""
+"""Segments: the looks of a sample's trajectory, held against the clip they look at, and other moments of the clip."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from omni_platform.media.decode import DecodedClip
 from omni_platform.schema import LookStep, Quarantined, Sample, Segment, Step
 
 END_TOLERANCE_S = 0.5
 """Times written down by people are often rounded to seconds: an end this far past the clip is cut to it."""
+_SAME_S = 1e-3
+"""Manifests round to a millisecond: spans that differ by no more show the same moment."""
+
+Span = tuple[float, float]
+"""Start and end in seconds."""
 
 
 def check_sample(sample: Sample, clip: DecodedClip) -> Quarantined | None:
@@ -45,6 +53,48 @@ def cut_segments(sample: Sample, clip_id: str) -> list[Segment]:
             end_s=look.end_s,
         )
         for index, look in enumerate(sample.looks)
+    ]
+
+
+def spread_spans(duration_s: float, looks: Sequence[Span], count: int) -> list[Span]:
+    """Up to `count` moments of a clip beside its looks, as long as these are on average and evenly spread, in order.
+
+    The looks lie in the clip. What equals one of them is left out; a clip without looks has no others.
+    """
+    if not looks:
+        return []
+    length_s = min(sum(end_s - start_s for start_s, end_s in looks) / len(looks), duration_s)
+    starts_s = np.linspace(0.0, duration_s - length_s, count).tolist()
+    spans: list[Span] = []
+    for span in ((start_s, min(start_s + length_s, duration_s)) for start_s in starts_s):
+        # In a clip hardly longer than its looks, the moments themselves are the same.
+        if not any(same_span(span, other) for other in (*looks, *spans)):
+            spans.append(span)
+    return spans
+
+
+def same_span(one: Span, other: Span) -> bool:
+    """Whether two spans show the same moment of their clip."""
+    return all(abs(a - b) <= _SAME_S for a, b in zip(one, other, strict=True))
+
+
+def overlap(one: Span, other: Span) -> bool:
+    """Whether two spans share some of their time."""
+    return min(one[1], other[1]) - max(one[0], other[0]) > _SAME_S
+
+
+def other_segments(spans: Sequence[Span], clip_id: str) -> list[Segment]:
+    """One segment per span that belongs to the clip and to no sample."""
+    return [
+        Segment(
+            segment_id=f"{clip_id}@{index}",
+            sample_id=None,
+            clip_id=clip_id,
+            index=index,
+            start_s=start_s,
+            end_s=end_s,
+        )
+        for index, (start_s, end_s) in enumerate(spans)
     ]
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from omni_platform.data.anchors import BuildEncoder, encode_spans
 from omni_platform.data.parts import Part, from_pcm, pcm_bytes, write_part
-from omni_platform.data.segments import check_sample, cut_segments, fit_sample, refuse
+from omni_platform.data.segments import check_sample, cut_segments, fit_sample, other_segments, refuse, spread_spans
 from omni_platform.media.decode import DecodedClip
 from omni_platform.media.decode_process import DecodeProcess
 from omni_platform.media.probe import MediaError
@@ -72,8 +72,8 @@ def decode_rows(batch: pa.Table, *, options: dict[str, Any], deadline_s: float) 
 class EncodeClips:
     """An actor that holds an encoder: turns decoded clips into a part on disk, and returns its name."""
 
-    def __init__(self, folder: str, build_encoder: BuildEncoder, max_length: int) -> None:
-        self._folder, self._max_length = folder, max_length
+    def __init__(self, folder: str, build_encoder: BuildEncoder, max_length: int, other_segments: int) -> None:
+        self._folder, self._max_length, self._other_segments = folder, max_length, other_segments
         self._encoder = build_encoder()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -100,8 +100,9 @@ class EncodeClips:
         try:
             lengths = {sample.sample_id: encoder.length(sample, **content) for sample in usable}
             usable = self._keep_short(part, usable, lengths)
-            spans = [(look.start_s, look.end_s) for sample in usable for look in sample.looks]
-            anchors = encode_spans(encoder, **content, spans=spans)
+            looks = [(look.start_s, look.end_s) for sample in usable for look in sample.looks]
+            others = spread_spans(clip.duration_s, looks, self._other_segments)
+            anchors = encode_spans(encoder, **content, spans=looks + others)
         except ValueError as error:
             detail = f"{usable[0].clip_uri} cannot be encoded: {error}"
             part.quarantined += [refuse(sample, "anchors", "not_encodable", detail) for sample in usable]
@@ -110,9 +111,10 @@ class EncodeClips:
             part.add_clip(clip_id, usable[0].clip_uri, clip)
         for sample in usable:
             part.add_sample(sample, clip_id, length=lengths[sample.sample_id])
-            for segment in cut_segments(sample, clip_id):
-                anchors_KD = anchors[segment.start_s, segment.end_s]
-                part.add_segment(segment, anchors_KD, num_visual=encoder.num_visual, encoder=encoder.fingerprint)
+        segments = [segment for sample in usable for segment in cut_segments(sample, clip_id)]
+        for segment in segments + other_segments(others, clip_id):
+            anchors_KD = anchors[segment.start_s, segment.end_s]
+            part.add_segment(segment, anchors_KD, num_visual=encoder.num_visual, encoder=encoder.fingerprint)
 
     def _keep_short(self, part: Part, samples: list[Sample], lengths: dict[str, int]) -> list[Sample]:
         """The samples that fit; the others are quarantined whole: a sequence cut anywhere teaches nonsense."""

@@ -54,6 +54,7 @@ SEGMENT_SCHEMA = pa.schema(
     ],
     metadata={"schema": "segment", "version": str(SCHEMA_VERSION)},
 )
+"""`sample_id` is null for another moment of the clip, which no sample looks at; so it is beside its anchors."""
 
 ANCHOR_SCHEMA = pa.schema(
     [
