@@ -55,6 +55,12 @@ def test_text_cot_can_leave_out_what_was_seen(tokenizer, lay_out, film, sample_w
     assert _words(tokenizer, plan) == said + "<|im_end|>"
 
 
+def test_text_cot_can_say_when_it_looks(tokenizer, lay_out, film, sample_with):
+    plan = lay_out(make_method("text_cot", {"times": True}), film(), sample_with(2))
+    assert _words(tokenizer, plan) == "The low tone: at 0 s: red. at 1 s: blue. Then: green. Answer: green<|im_end|>"
+    assert bool((plan.labels[-20:] != IGNORE).all())
+
+
 def test_text_cot_and_latent_omni_learn_the_same_words(vocabulary, lay_out, film, sample_with, latent):
     looking, telling = (lay_out(m, film(), sample_with(2)) for m in (latent(), make_method("text_cot")))
     words = [t for t in looking.labels.tolist() if t not in (IGNORE, vocabulary.trigger)]

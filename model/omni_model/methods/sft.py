@@ -52,6 +52,8 @@ class TextCot:
 
     words: Words = "trajectory"
     """How much of the trajectory's words is said, as in latent_omni."""
+    times: bool = False
+    """Say in words when every look begins: as much of the annotation as latents are told by their anchors' moments."""
 
     def write(self, builder: PlanBuilder, sample: Sample) -> None:
         if not any(isinstance(step, TextStep) for step in sample.trajectory):
@@ -61,6 +63,8 @@ class TextCot:
         for step in spoken(sample, self.words):
             if isinstance(step, TextStep):
                 builder.text(step.text, Kind.TEXT, learn=True)
+            elif self.times:
+                builder.text(f" at {step.start_s:g} s:", Kind.TEXT, learn=True)
         builder.end_turn()
 
     def slot_offsets(self) -> tuple[torch.Tensor, int]:
