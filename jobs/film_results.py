@@ -15,7 +15,7 @@ from omni_platform.config import parse_args
 from omni_platform.film_results.cells import read_plan, variants_of
 from omni_platform.film_results.drawings import draw_cure, draw_curves, read_curves
 from omni_platform.film_results.page import CURE_PICTURE, CURVES_PICTURE, render_page, words_of
-from omni_platform.film_results.rows import rows_of
+from omni_platform.film_results.rows import further_rows, rows_of
 from omni_platform.film_results.verdicts import best_without_latents
 from omni_platform.media.benchmark import BENCHMARK
 from omni_platform.media.ceilings import ceilings
@@ -37,7 +37,8 @@ class ResultsConfig:
     tracking_uri: str | None = field(default=None, metadata={"env": "MLFLOW_TRACKING_URI"})
     """None = the store in the sweep's output folder."""
     further: tuple[str, ...] = ()
-    """Experiments of the same sweep about other families, shown in a table of their own; those not run are left out."""
+    """Experiments of the same sweep about other families, shown in a table of their own; those not run are left out. Of
+    several about one family the rows for machines are those of the last."""
     curves: tuple[str, ...] = ()
     """Variants whose learning curves are drawn."""
     num_scenes: int = 10_000
@@ -55,17 +56,17 @@ def main() -> None:
     page = storage.join(config.output_dir, PAGE)
     words = words_of(storage.read_bytes(page).decode() if storage.exists(page) else "")
     found = ceilings((*BENCHMARK, *HELD_OUT), num_scenes=config.num_scenes)
-    further = [variants_of(plan, of_name) for name in config.further if (of_name := _results(name, uri))]
+    further = {name: variants_of(plan, of_name) for name in config.further if (of_name := _results(name, uri))}
     shown = [v for name in config.curves for v in variants if v.name == name and v.seeds]
     files = {
         CURVES_PICTURE: draw_curves(read_curves(shown, tracking_uri=uri)),
         CURE_PICTURE: draw_cure(variants, best=best_without_latents(variants)),
-        ROWS: _lines(rows_of(variants) + [row for of in further for row in rows_of(of) if row["family"] in BENCHMARK]),
+        ROWS: _lines(rows_of(variants) + further_rows(list(further.values()))),
         PAGE: render_page(plan, variants, found, command=_COMMAND, words=words, further=further).encode(),
     }
     for name, data in files.items():
         storage.write_bytes(storage.join(config.output_dir, name), data)
-    print(f"{sum(v.seeds for of in (variants, *further) for v in of)} cells: {page}")
+    print(f"{sum(v.seeds for of in (variants, *further.values()) for v in of)} cells: {page}")
 
 
 def _results(experiment_name: str, tracking_uri: str) -> list[dict]:

@@ -10,7 +10,7 @@ from omni_platform.film_results.drawings import CURVES, draw_cure, draw_curves
 from omni_platform.film_results.intervals import difference, estimate
 from omni_platform.film_results.page import PLACEHOLDER, render_page, words_of
 from omni_platform.film_results.probe_tables import exchange_table, pointing_table
-from omni_platform.film_results.rows import rows_of
+from omni_platform.film_results.rows import further_rows, rows_of
 from omni_platform.film_results.tables import comparison_table, few_table, shift_table
 from omni_platform.film_results.verdicts import best_without_latents, judge
 from omni_platform.media.benchmark import BENCHMARK, SHIFTS
@@ -232,6 +232,16 @@ def test_rows_leave_out_what_does_not_apply():
     assert (found["same_shape"], found["colour_at_tone"]) == (0.5, 0.75)
 
 
+def test_of_sweeps_about_one_family_the_last_gives_the_rows():
+    def sweep(own: float, *families: str) -> list[Variant]:
+        found = _variant("sft", "sft", seeds=1, own=own)
+        found.results[0]["rights"]["own"] = dict.fromkeys(families, _digits(own))
+        return [found]
+
+    rows = further_rows([sweep(0.1, "same_shape", "tone_at_colour"), sweep(0.9, "same_shape", HELD_OUT[0])])
+    assert [(row["family"], row["own"]) for row in rows] == [("tone_at_colour", 0.1), ("same_shape", 0.9)]
+
+
 def test_the_mean_is_over_the_benchmark_alone():
     variant = _variant("sft", "sft", seeds=1, own=1.0)
     variant.results[0]["rights"]["own"] |= {HELD_OUT[0]: _digits(0.0), "same_shape": "1110" * 5}
@@ -260,15 +270,16 @@ def test_other_families_have_a_table_of_their_own(plan):
     ]
     for variant in sweep:
         for result in variant.results:
-            result["rights"] = {name: {"same_shape": of["same_shape"]} for name, of in result["rights"].items()}
-    page = render_page(plan, [], ceilings, command="run", words="x", further=[sweep])
+            rights = {name: {"same_shape": of["same_shape"]} for name, of in result["rights"].items()}
+            result["rights"] = rights  # type: ignore[index]
+    page = render_page(plan, [], ceilings, command="run", words="x", further={"film-x": sweep})
     rows = [
         [cell.split(" [")[0] for cell in line.strip("| ").split(" | ")]
         for line in page.splitlines()
-        if line.startswith("| same shape | `")
+        if line.startswith("| film-x | same shape | `")
     ]
     assert rows == [
-        ["same shape", "`sft`", "3", "0.50", "–", "4.0 (4.0, 4.0)", "–", "–", "–"],
+        ["film-x", "same shape", "`sft`", "3", "0.50", "–", "4.0 (4.0, 4.0)", "–", "–", "–"],
         [
             "same shape",
             "`cure`",
@@ -280,7 +291,7 @@ def test_other_families_have_a_table_of_their_own(plan):
             "**yes**",
             "**yes**: over sft, text_cot",
         ],
-        ["same shape", "`text_cot`", "3", "0.60", "–", "15.0 (15.0, 15.0)", "–", "–", "–"],
+        ["film-x", "same shape", "`text_cot`", "3", "0.60", "–", "15.0 (15.0, 15.0)", "–", "–", "–"],
     ]
     assert "## Other families" not in render_page(plan, [], ceilings, command="run", words="x")
 

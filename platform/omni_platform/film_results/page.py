@@ -20,11 +20,11 @@ def render_page(
     *,
     command: str,
     words: str,
-    further: Sequence[Sequence[Variant]] = (),
+    further: Mapping[str, Sequence[Variant]] | None = None,
 ) -> str:
     """The whole page as Markdown; `words` stand at the top, between their marks.
 
-    Sweeps of `further` ask other families.
+    Sweeps of `further`, by the name of their experiment, ask other families.
     """
     made = [v for v in variants if v.seeds]
     parts = [

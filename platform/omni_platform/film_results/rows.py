@@ -24,6 +24,17 @@ def rows_of(variants: Sequence[Variant]) -> list[dict[str, Any]]:
     return [row for variant in variants for i in range(variant.seeds) for row in _of_cell(variant, i)]
 
 
+def further_rows(sweeps: Sequence[Sequence[Variant]]) -> list[dict[str, Any]]:
+    """Rows of sweeps about other families: of a family of the benchmark that several asked, those of the last."""
+    by_family: dict[str, list[dict[str, Any]]] = {}
+    for sweep in sweeps:
+        rows = [row for row in rows_of(sweep) if row["family"] in BENCHMARK]
+        by_family |= {
+            family: [row for row in rows if row["family"] == family] for family in {r["family"] for r in rows}
+        }
+    return [row for family in BENCHMARK for row in by_family.get(family, [])]
+
+
 def _of_cell(variant: Variant, index: int) -> list[dict[str, Any]]:
     result = variant.results[index]
     about = {"variant": variant.name, "latent": variant.latent, "seed": result["seed"]}

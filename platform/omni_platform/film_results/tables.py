@@ -89,7 +89,7 @@ def cure_table(variants: Sequence[Variant]) -> str:
     return table(head, rows, words=2)
 
 
-def further_table(sweeps: Sequence[Sequence[Variant]]) -> str:
+def further_table(sweeps: Mapping[str, Sequence[Variant]]) -> str:
     """Every variant of sweeps about other families, with what its latents carry and both verdicts."""
     head = [
         "family",
@@ -103,11 +103,11 @@ def further_table(sweeps: Sequence[Sequence[Variant]]) -> str:
         "useful",
     ]
     rows = []
-    for variants in sweeps:
+    for name, variants in sweeps.items():
         run = [v for v in variants if v.seeds]
         for family in dict.fromkeys(family for v in run for family in v.asked):
-            rows += [_judged(v, run, family) for v in run if family in v.asked]
-    return table(head, rows, words=2)
+            rows += [[name, *_judged(v, run, family)] for v in run if family in v.asked]
+    return table(head, rows, words=3)
 
 
 def _judged(variant: Variant, variants: Sequence[Variant], family: str) -> list[str]:
