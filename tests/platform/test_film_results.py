@@ -278,9 +278,11 @@ def test_other_families_have_a_table_of_their_own(plan):
         for line in page.splitlines()
         if line.startswith("| film-x | same shape | `")
     ]
+    yes = "**yes**"
     assert rows == [
         ["film-x", "same shape", "`sft`", "3", "0.50", "–", "4.0 (4.0, 4.0)", "–", "–", "–"],
         [
+            "film-x",
             "same shape",
             "`cure`",
             "3",
@@ -288,8 +290,8 @@ def test_other_families_have_a_table_of_their_own(plan):
             "0.20",
             "5.0 (5.0, 5.0)",
             "0.30",
-            "**yes**",
-            "**yes**: over sft, text_cot",
+            yes,
+            f"{yes}: over sft, text_cot",
         ],
         ["film-x", "same shape", "`text_cot`", "3", "0.60", "–", "15.0 (15.0, 15.0)", "–", "–", "–"],
     ]
