@@ -174,6 +174,19 @@ def test_fewer_clips_are_compared_with_each_other():
     assert best is not None and best.mean == pytest.approx(0.6)
 
 
+def test_twice_the_steps_are_a_budget_of_their_own():
+    double = _variant("cure_terse_double", "latent_omni", own=0.7, latents_other=0.0, steps=9.0)
+    variants = [*_rivals(own=0.9), double, _variant("text_cot_double", "text_cot", own=0.7, steps=15.0)]
+    found = judge(double, variants, BENCHMARK)
+    assert (found.best, found.cure, found.useful) == (
+        "text_cot_double",
+        "**yes**",
+        "**yes**: over text_cot_double (fewer steps)",
+    )
+    assert judge(_variant("cure", "latent_omni", own=0.8), variants, BENCHMARK).best == "text_cot"
+    assert double.whole == "cure_terse"
+
+
 # --- Cells, rows, page ---
 
 

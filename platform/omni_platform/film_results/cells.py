@@ -14,7 +14,8 @@ from omni_platform.media.benchmark import BENCHMARK
 
 OWN, OTHER = "own", "latents_other"
 LATENT_METHOD = "latent_omni"
-_FEW = "_few"
+BUDGETS = ("few", "double")
+"""Endings of names: learned from fewer clips, in twice the steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +45,10 @@ class Variant:
         return self.method == LATENT_METHOD
 
     @property
-    def few(self) -> bool:
-        """Whether it learned from fewer clips; such variants are compared only with each other."""
-        return self.name.endswith(_FEW)
+    def budget(self) -> str:
+        """few, double or nothing: how much it learned from. Variants are compared with those of the same budget."""
+        ending = self.name.rsplit("_", 1)[-1]
+        return ending if ending in BUDGETS else ""
 
     @property
     def seeds(self) -> int:
@@ -54,8 +56,8 @@ class Variant:
 
     @property
     def whole(self) -> str:
-        """The name of the variant with all clips."""
-        return self.name.removesuffix(_FEW)
+        """The name of the variant with the usual budget."""
+        return self.name.removesuffix(f"_{self.budget}")
 
     @property
     def asked(self) -> tuple[str, ...]:

@@ -73,7 +73,7 @@ def draw_curves(curves: Curves) -> bytes:
 
 def draw_cure(variants: Sequence[Variant], *, best: Estimate | None) -> bytes:
     """Bars of every latent variant: own latents beside another clip's; `best` is the best variant without latents."""
-    shown = [v for v in variants if v.latent and not v.few and v.seeds]
+    shown = [v for v in variants if v.latent and not v.budget and v.seeds]
     figure = Figure(figsize=(8, 1.2 + 0.36 * max(len(shown), 1)), layout="constrained")
     axes = figure.subplots()
     for offset, condition, label in ((-0.19, OWN, "own latents"), (0.19, OTHER, "another clip's latents")):

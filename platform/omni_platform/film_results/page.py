@@ -108,8 +108,8 @@ _CURE = """\
 **Cure**: own accuracy no lower than the best variant without latents, within one point, and another clip's latents
 cost at least 20 points, the whole interval above. **Useful**: over every variant without latents, on accuracy with
 the paired interval above zero, or within one point of it with fewer sequential steps (every seed below every
-seed). Fewer than three seeds, of the variant or of any it is compared with: no verdict. Variants with fewer clips are
-compared with each other only.
+seed). Fewer than three seeds, of the variant or of any it is compared with: no verdict. Variants with fewer
+clips (`_few`) or twice the steps (`_double`) are compared with each other only.
 """
 _FURTHER = """\
 Sweeps of their own, each trained on one other family from the same base, all variants in as many steps: the command

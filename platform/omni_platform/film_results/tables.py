@@ -148,7 +148,7 @@ def few_table(variants: Sequence[Variant]) -> str:
     shown = _asked(variants)
     head = ["variant", "seeds", "mean", *map(plain, shown), "lost to all clips"]
     rows = []
-    for v in (v for v in variants if v.few and v.seeds):
+    for v in (v for v in variants if v.budget == "few" and v.seeds):
         families = [_accuracy(v, OWN, (family,)) for family in shown]
         whole = by_name[v.whole].rights(OWN) if v.whole in by_name else None
         mine = v.rights(OWN)

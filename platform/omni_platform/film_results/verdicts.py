@@ -38,12 +38,12 @@ class Judgement:
 
 
 def judge(variant: Variant, variants: Sequence[Variant], families: Sequence[str]) -> Judgement:
-    """Judge a variant against those without latents that learned from as many clips."""
+    """Judge a variant against those without latents that had the same budget."""
     own, other = variant.rights(OWN, families), variant.rights(OTHER, families)
     if own is None:
         words = missing_seeds(variant.seeds) or "not measured"
         return Judgement(cure=words, useful=words)
-    rivals = [v for v in variants if not v.latent and v.few == variant.few]
+    rivals = [v for v in variants if not v.latent and v.budget == variant.budget]
     ready = {rival.name: rights for rival in rivals if (rights := rival.rights(OWN, families)) is not None}
     best = max(ready, key=lambda name: estimate(ready[name]).mean, default=None)
     lead = difference(own, ready[best], same_cells=False) if best else None
@@ -61,8 +61,8 @@ def judge(variant: Variant, variants: Sequence[Variant], families: Sequence[str]
 
 
 def best_without_latents(variants: Sequence[Variant]) -> Estimate | None:
-    """The best mean over the benchmark among variants without latents that learned from all clips."""
-    rights = [v.rights(OWN) for v in variants if not v.latent and not v.few]
+    """The best mean over the benchmark among variants without latents with the usual budget."""
+    rights = [v.rights(OWN) for v in variants if not v.latent and not v.budget]
     return max((estimate(r) for r in rights if r is not None), key=lambda found: found.mean, default=None)
 
 
