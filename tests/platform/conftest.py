@@ -15,6 +15,7 @@ from omni_platform.media.film_folder import FilmConfig, write_film
 from omni_platform.runtime import start_ray
 from omni_platform.schema import Sample
 
+sys.path.insert(0, str(Path(__file__).parent))  # for what test files share, such as `film_cells`
 MEDIA = Path(__file__).parents[3] / "shared" / "media"
 
 
