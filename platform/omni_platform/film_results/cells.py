@@ -79,12 +79,12 @@ class Variant:
 
     def steps(self, families: Sequence[str]) -> list[float]:
         """Sequential steps of each seed, mean over families; seeds that were not asked all of them are left out."""
-        found = [[_at(result, ("steps", family)) for family in families] for result in self.results]
+        found = [[at(result, ("steps", family)) for family in families] for result in self.results]
         return [float(np.mean(of_seed)) for of_seed in found if None not in of_seed]
 
     def figures(self, *keys: str) -> list[float]:
         """A figure of each seed, found by its path in the result; seeds that do not have it are left out."""
-        found = [_at(result, keys) for result in self.results]
+        found = [at(result, keys) for result in self.results]
         return [float(value) for value in found if value is not None]
 
 
@@ -145,7 +145,8 @@ def _refuse_other_questions(results: Sequence[Mapping[str, Any]]) -> None:
                 )
 
 
-def _at(data: Any, keys: Sequence[str]) -> Any:
+def at(data: Any, keys: Sequence[str]) -> Any:
+    """What lies in nested dicts under a path of keys, None where it is not there."""
     for key in keys:
         if not isinstance(data, dict) or key not in data:
             return None

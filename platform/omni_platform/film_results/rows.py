@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from omni_platform.film_results.cells import OTHER, OWN, Variant
+from omni_platform.film_results.cells import OTHER, OWN, Variant, at
 from omni_platform.media.benchmark import BENCHMARK
 
 ALL = "all"
@@ -16,7 +16,6 @@ _CONDITIONS = {
     "other": OTHER,
     "gold": "latents_gold",
 }
-_POINT = ("clip_visual", "mean")
 
 
 def rows_of(variants: Sequence[Variant]) -> list[dict[str, Any]]:
@@ -26,13 +25,13 @@ def rows_of(variants: Sequence[Variant]) -> list[dict[str, Any]]:
 
 def further_rows(sweeps: Sequence[Sequence[Variant]]) -> list[dict[str, Any]]:
     """Rows of sweeps about other families: of a family of the benchmark that several asked, those of the last."""
-    by_family: dict[str, list[dict[str, Any]]] = {}
+    last: dict[str, list[dict[str, Any]]] = {}
     for sweep in sweeps:
-        rows = [row for row in rows_of(sweep) if row["family"] in BENCHMARK]
-        by_family |= {
-            family: [row for row in rows if row["family"] == family] for family in {r["family"] for r in rows}
-        }
-    return [row for family in BENCHMARK for row in by_family.get(family, [])]
+        of_sweep: dict[str, list[dict[str, Any]]] = {}
+        for row in rows_of(sweep):
+            of_sweep.setdefault(row["family"], []).append(row)
+        last |= of_sweep
+    return [row for family in BENCHMARK for row in last.get(family, [])]
 
 
 def _of_cell(variant: Variant, index: int) -> list[dict[str, Any]]:
@@ -56,10 +55,8 @@ def _of_cell(variant: Variant, index: int) -> list[dict[str, Any]]:
 
 def _pointing(result: Mapping[str, Any], where: Sequence[str]) -> dict[str, float]:
     """How often visual latents are nearest to their own moment among those of the clip, where it was measured."""
-    found: Any = result["report"].get("measures", {})
-    for key in (*where, *_POINT):
-        found = found.get(key, {})
-    return {"retrieval_top1": found} if found != {} else {}
+    found = at(result, ("report", "measures", *where, "clip_visual", "mean"))
+    return {} if found is None else {"retrieval_top1": found}
 
 
 def _row(about: Mapping[str, Any], family: str, n: int, figures: Mapping[str, float]) -> dict[str, Any]:

@@ -17,10 +17,16 @@ MISSING = "–"
 SHIFTED = families_of("shots")
 """The families that shifted tests ask."""
 _YARDSTICK = "sft"
+_MEAN = "**mean**"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1) -> str:
-    """A Markdown table; the first `words` columns are words, the others numbers."""
+    """A Markdown table; the first `words` columns are words, the others numbers.
+
+    Raises `ValueError` for a row of another width: a page would show it under the wrong heads.
+    """
+    if wrong := [row for row in rows if len(row) != len(head)]:
+        raise ValueError(f"a row has {len(wrong[0])} cells under {len(head)} heads: {wrong[0]}")
     rule = ["---" if i < words else "---:" for i in range(len(head))]
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows)) + "\n"
 
@@ -58,9 +64,6 @@ def present_text(plan: Plan, variants: Sequence[Variant]) -> str:
     return f"{done} of the sweep's {plan.num_cells} cells are finished.{others}{missing}"
 
 
-_MEAN = "**mean**"
-
-
 def comparison_table(variants: Sequence[Variant]) -> str:
     """Every variant's free-running accuracy, and what it takes."""
     yardstick = next((np.mean(v.figures("train_s")) for v in variants if v.name == _YARDSTICK and v.seeds), None)
@@ -91,17 +94,8 @@ def cure_table(variants: Sequence[Variant]) -> str:
 
 def further_table(sweeps: Mapping[str, Sequence[Variant]]) -> str:
     """Every variant of sweeps about other families, with what its latents carry and both verdicts."""
-    head = [
-        "family",
-        "variant",
-        "seeds",
-        "own",
-        "another clip's",
-        "sequential steps",
-        "own minus best",
-        "cure",
-        "useful",
-    ]
+    head = ["sweep", "family", "variant", "seeds", "own", "another clip's", "sequential steps", "own minus best"]
+    head += ["cure", "useful"]
     rows = []
     for name, variants in sweeps.items():
         run = [v for v in variants if v.seeds]
