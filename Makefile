@@ -42,16 +42,17 @@ demo: setup  ## the whole path on this machine: clips, training, evaluation, an 
 base: setup  ## make the small base checkpoint that the demo starts from
 	$(PY) jobs/base.py --config jobs/configs/train/tiny_base.yaml
 
+SMALL_FILM := film.train=1500 film.train_synchrony=500 film.test=96 film.test_synchrony=96 film.shifted=48
+
 # The cells of film.yaml with one seed, fewer steps and fewer clips; an experiment and pages of its own.
 evidence: setup  ## the small form of the comparison on the film, then its pages: outputs/evidence/pages
 	$(PY) jobs/sweep.py --config jobs/configs/sweep/film.yaml experiment_name=film-small "seeds=[0]" trial.steps=200 \
-		film.train=1500 film.train_synchrony=500 film.test=96 film.test_synchrony=96 film.shifted=48
+		$(SMALL_FILM)
 	$(PY) jobs/sweep.py --config jobs/configs/sweep/film.yaml experiment_name=film-small-same_shape "seeds=[0]" \
 		"trial.families=[same_shape]" trial.steps=600 "only=[sft,text_cot,text_cot_times,markers,pause,cure,cure_no_mask]" \
-		film.train=1500 film.train_synchrony=500 film.test=96 film.test_synchrony=96 film.shifted=48
+		$(SMALL_FILM)
 	$(PY) jobs/film_results.py --config jobs/configs/sweep/results.yaml experiment_name=film-small \
-		"further=[film-small-same_shape]" \
-		output_dir=outputs/evidence/pages
+		"further=[film-small-same_shape]" output_dir=outputs/evidence/pages
 
 test: setup  ## the tests that need neither a GPU nor patience
 	$(PYTEST) tests

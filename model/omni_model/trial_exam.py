@@ -21,6 +21,8 @@ from omni_model.sitting import Sitting
 from omni_model.trial import Layouts, anchors_of, segment_anchors
 
 _Rows = list[tuple[EncodedQuestions, Any]]
+_Segments = Mapping[str, Mapping[Span, torch.Tensor]]
+"""Clip id -> anchors of all its segments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,26 +58,25 @@ def examine_trial(
     for start in range(0, len(clips), config.clips_per_batch):
         part = clips[start : start + config.clips_per_batch]
         rows: _Rows = [(clip, sample) for clip in part for sample in clip.samples]
-        sitting = _sitting(model, rows, layouts, config)
+        segments = _segments(rows, learner.method)
+        sitting = _sitting(model, rows, layouts, config, segments)
         own = sitting.own()
         blind = {which: _blinded(sitting.plans, which, blanks or {}) for which in BLIND if which in config.conditions}
         found = sitting.records(own, config.conditions, blind)
         if start < config.measured_clips:
-            _add_measures(found, model, rows, sitting, own)
+            _add_measures(found, model, rows, sitting, own, segments)
         records += found
     return records
 
 
-def _sitting(model: Exported, rows: _Rows, layouts: Layouts, config: ExamConfig) -> Sitting:
-    method = model.method
+def _sitting(model: Exported, rows: _Rows, layouts: Layouts, config: ExamConfig, segments: _Segments) -> Sitting:
     nothing = torch.zeros(0, 0, model.loaded.backbone.width)
-    by_clip = _segments(rows, method)
     return Sitting(
         model=model,
         samples=[sample for _, sample in rows],
         clip_ids=[clip.clip_id for clip, _ in rows],
         plans=[layouts.prompt(clip, sample) for clip, sample in rows],
-        anchors=[anchors_of(sample, by_clip[clip.clip_id]) if by_clip else nothing for clip, sample in rows],
+        anchors=[anchors_of(sample, segments[clip.clip_id]) if segments else nothing for clip, sample in rows],
         max_new_tokens=config.max_new_tokens,
         max_phases=config.max_phases,
     )
@@ -98,20 +99,25 @@ def _blinded(plans: Sequence[Plan], which: str, blanks: Mapping[tuple[int, int, 
     return [replace(plan, media=known[id(plan.media)]) for plan in plans]
 
 
-def _segments(rows: _Rows, method: Method) -> dict[str, dict[Span, torch.Tensor]]:
-    """Clip id -> anchors of all its segments; nothing for a method without slots."""
+def _segments(rows: _Rows, method: Method) -> _Segments:
+    """Of every clip once; nothing for a method without slots."""
     if not method.num_visual + method.num_audio:
         return {}
     return {clip_id: segment_anchors(clip, method) for clip_id, clip in {c.clip_id: c for c, _ in rows}.items()}
 
 
 def _add_measures(
-    records: list[dict[str, Any]], model: Exported, rows: _Rows, sitting: Sitting, own: Sequence[Rollout]
+    records: list[dict[str, Any]],
+    model: Exported,
+    rows: _Rows,
+    sitting: Sitting,
+    own: Sequence[Rollout],
+    segments: _Segments,
 ) -> None:
-    method, moments = model.method, None
-    if by_clip := _segments(rows, method):
+    moments = None
+    if segments:
         looks = [[(look.start_s, look.end_s) for look in sample.looks] for _, sample in rows]
-        moments = Moments(sitting.clip_ids, looks, [by_clip[clip.clip_id] for clip, _ in rows])
-    figures = measure(model.loaded.backbone, method, sitting.plans, own, moments=moments)
+        moments = Moments(sitting.clip_ids, looks, [segments[clip.clip_id] for clip, _ in rows])
+    figures = measure(model.loaded.backbone, model.method, sitting.plans, own, moments=moments)
     for record, of_row in zip(records, figures, strict=False):
         record["measures"] = of_row
