@@ -19,6 +19,7 @@ from omni_platform.film_results.rows import further_rows, rows_of
 from omni_platform.film_results.verdicts import best_without_latents
 from omni_platform.media.benchmark import BENCHMARK
 from omni_platform.media.ceilings import ceilings
+from omni_platform.media.film_hops import HOPS
 from omni_platform.media.film_reasoning import HELD_OUT
 from omni_platform.sweep import read_results
 
@@ -37,8 +38,7 @@ class ResultsConfig:
     tracking_uri: str | None = field(default=None, metadata={"env": "MLFLOW_TRACKING_URI"})
     """None = the store in the sweep's output folder."""
     further: tuple[str, ...] = ()
-    """Experiments of the same sweep about other families, shown in a table of their own; those not run are left out. Of
-    several about one family the rows for machines are those of the last."""
+    """Experiments about other families or other clips, shown in a table of their own; those not run are left out."""
     curves: tuple[str, ...] = ()
     """Variants whose learning curves are drawn."""
     num_scenes: int = 10_000
@@ -55,13 +55,13 @@ def main() -> None:
     variants = variants_of(plan, read_results(config.experiment_name, tracking_uri=uri))
     page = storage.join(config.output_dir, PAGE)
     words = words_of(storage.read_bytes(page).decode() if storage.exists(page) else "")
-    found = ceilings((*BENCHMARK, *HELD_OUT), num_scenes=config.num_scenes)
+    found = ceilings((*BENCHMARK, *HELD_OUT, *HOPS), num_scenes=config.num_scenes)
     further = {name: variants_of(plan, of_name) for name in config.further if (of_name := _results(name, uri))}
     shown = [v for name in config.curves for v in variants if v.name == name and v.seeds]
     files = {
         CURVES_PICTURE: draw_curves(read_curves(shown, tracking_uri=uri)),
         CURE_PICTURE: draw_cure(variants, best=best_without_latents(variants)),
-        ROWS: _lines(rows_of(variants) + further_rows(list(further.values()))),
+        ROWS: _lines(rows_of(variants) + further_rows(further)),
         PAGE: render_page(plan, variants, found, command=_COMMAND, words=words, further=further).encode(),
     }
     for name, data in files.items():

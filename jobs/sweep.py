@@ -27,7 +27,7 @@ from omni_model.trial_exam import ExamConfig
 from omni_model.trial_run import TrialFiles, run_trial
 from omni_platform.artifacts import fingerprint_bytes
 from omni_platform.config import parse_args
-from omni_platform.media.benchmark import BENCHMARK, SHIFTS, BenchmarkClip, Split, clip_of, families_of
+from omni_platform.media.benchmark import SHIFTS, BenchmarkClip, Split, clip_of, families_of
 from omni_platform.media.film import ask, to_sample
 from omni_platform.media.film_reasoning import HELD_OUT
 from omni_platform.media.scene import FILM_VERSION, World
@@ -52,6 +52,16 @@ class FilmSizes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scenes:
+    """Clips and questions where they are not the benchmark's; there is then neither synchrony nor a shifted test."""
+
+    num_shots: int = 6
+    """Shots in every clip."""
+    families: tuple[str, ...] = ()
+    """Families about shots that are asked in place of the benchmark's, in training and in the test."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepConfig:
     """What is compared, and on how much."""
 
@@ -60,6 +70,7 @@ class SweepConfig:
     model_name_or_path: str = "tiny"
     """The base that every cell begins with."""
     film: FilmSizes = field(default_factory=FilmSizes)
+    scenes: Scenes = field(default_factory=Scenes)
     trial: TrialConfig = field(default_factory=TrialConfig)
     """What all cells have in common."""
     cells: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -120,7 +131,10 @@ def _content(config: SweepConfig, trial: TrialConfig) -> dict[str, Any]:
     """What makes a cell's result what it is."""
     film = {"version": FILM_VERSION, **asdict(config.film)}
     base = _base_fingerprint(config.model_name_or_path)
-    return json.loads(json.dumps({"trial": asdict(trial), "exam": asdict(config.exam), "film": film, "base": base}))
+    # Only where they are not the benchmark's: cells of the benchmark keep the keys they have had.
+    scenes = {} if config.scenes == Scenes() else {"scenes": asdict(config.scenes)}
+    content = {"trial": asdict(trial), "exam": asdict(config.exam), "film": film, "base": base, **scenes}
+    return json.loads(json.dumps(content))
 
 
 # --- The film, once through the towers ---
@@ -131,47 +145,63 @@ Parts = dict[str, list[str]]
 
 def encode_film(config: SweepConfig) -> Parts:
     """Encode what is missing of the film; returns where everything is."""
-    sizes, model = config.film, config.model_name_or_path
+    sizes, model, scenes = config.film, config.model_name_or_path, config.scenes
     wanted: list[tuple[str, Split, World, str | None, int]] = [
         ("train", "train", "shots", None, sizes.train),
-        ("train_synchrony", "train", "synchrony", None, sizes.train_synchrony),
         ("validation", "validation", "shots", None, sizes.validation),
-        ("validation_synchrony", "validation", "synchrony", None, sizes.validation),
         ("test", "test", "shots", None, sizes.test),
-        ("test_synchrony", "test", "synchrony", None, sizes.test_synchrony),
-        *((shift, "test", "shots", shift, sizes.shifted) for shift in SHIFTS),
     ]
     about = f"{_base_fingerprint(model)}-{FILM_VERSION}-{sizes.questions_per_family}"
+    if scenes == Scenes():
+        wanted += [
+            ("train_synchrony", "train", "synchrony", None, sizes.train_synchrony),
+            ("validation_synchrony", "validation", "synchrony", None, sizes.validation),
+            ("test_synchrony", "test", "synchrony", None, sizes.test_synchrony),
+            *((shift, "test", "shots", shift, sizes.shifted) for shift in SHIFTS),
+        ]
+    else:
+        about += f"-{scenes.num_shots}-{'-'.join(scenes.families)}"
     folder = Path(config.output_dir).absolute() / "encoded" / about
     parts: Parts = {"blank": [str(folder / "blank.pt")]}
-    files: dict[str, tuple[Callable[..., None], tuple[Any, ...]]] = {parts["blank"][0]: (_encode_blanks, (model,))}
+    files: dict[str, tuple[Callable[..., None], tuple[Any, ...]]] = {
+        parts["blank"][0]: (_encode_blanks, (model, scenes))
+    }
     for name, split, world, shift, count in wanted:
         ranges = [(first, min(first + sizes.per_file, count)) for first in range(0, count, sizes.per_file)]
         parts[name] = [str(folder / f"{name}-{first:06d}-{stop:06d}.pt") for first, stop in ranges]
         draws = sizes.questions_per_family if split == "train" else 1
         for path, (first, stop) in zip(parts[name], ranges, strict=True):
-            files[path] = _encode_part, (model, split, world, shift, first, stop, draws)
+            files[path] = _encode_part, (model, split, world, shift, first, stop, draws, scenes)
     make_files(files, desc="encode")
     return parts
 
 
 def _encode_part(
-    path: str, model: str, split: Split, world: World, shift: str | None, first: int, stop: int, draws: int
+    path: str,
+    model: str,
+    split: Split,
+    world: World,
+    shift: str | None,
+    first: int,
+    stop: int,
+    draws: int,
+    scenes: Scenes,
 ) -> None:
     torch.set_num_threads(1)
     backbone = load_backbone(model).backbone.eval()
     encoded: list[EncodedQuestions] = []
     for start in range(first, stop, 32):
-        clips = [_raw(split, world, shift, index, draws) for index in range(start, min(start + 32, stop))]
+        clips = [_raw(split, world, shift, index, draws, scenes) for index in range(start, min(start + 32, stop))]
         encoded += encode_clips(backbone, clips)
     save_encoded(Path(path), encoded)
 
 
-def _raw(split: Split, world: World, shift: str | None, index: int, draws: int = 1) -> RawClip:
-    """A clip of the benchmark with its questions; those of the family held out are asked in tests alone."""
-    clip = clip_of(split, index, fps=_FPS, side_px=_SIDE_PX, world=world, shift=shift)
+def _raw(split: Split, world: World, shift: str | None, index: int, draws: int, scenes: Scenes) -> RawClip:
+    """A clip with its questions; of the benchmark's, those of the family held out are asked in tests alone."""
+    other_shots = None if scenes == Scenes() else scenes.num_shots
+    clip = clip_of(split, index, fps=_FPS, side_px=_SIDE_PX, world=world, shift=shift, num_shots=other_shots)
     name = f"{split}-{world}-{shift or 'plain'}-{index:06d}"
-    families = families_of(world, transfer=split == "test")
+    families = scenes.families or families_of(world, transfer=split == "test")
     # Of some families a scene has few questions: the same one drawn twice is asked once.
     asked = {q.text: q for draw in range(draws) for q in ask(clip.scene, families, draw=draw)}.values()
     samples = tuple(to_sample(q, sample_id=f"{name}-{i}-{q.family}", clip_uri=name) for i, q in enumerate(asked))
@@ -190,13 +220,13 @@ def _all_shots(clip: BenchmarkClip) -> tuple[tuple[float, float], ...]:
     return tuple((k * shot_s, (k + 1) * shot_s) for k in range(len(clip.scene.shots)))
 
 
-def _encode_blanks(path: str, model: str) -> None:
+def _encode_blanks(path: str, model: str, scenes: Scenes) -> None:
     """What the towers make of black frames and silence, for every shape of clip in the tests."""
     backbone = load_backbone(model).backbone.eval()
-    kinds: list[tuple[World, str | None]] = [("shots", None), ("synchrony", None)]
+    worlds: list[World] = ["shots", "synchrony"] if scenes == Scenes() else ["shots"]
     clips = []
-    for world, shift in kinds:
-        clip = _raw("test", world, shift, 0)
+    for world in worlds:
+        clip = _raw("test", world, None, 0, 1, scenes)
         assert clip.waveform is not None
         black, silent = np.zeros_like(clip.frames), np.zeros_like(clip.waveform)
         clips.append(replace(clip, frames=black, waveform=silent, samples=(), segments=()))
@@ -215,10 +245,10 @@ def run_cell(cell: Cell, *, config: SweepConfig, film: Parts) -> Outcome:
     """Train a variant from the base and examine it."""
     trial = replace(trial_of(config, cell.variant), seed=cell.seed)
     files = TrialFiles(
-        train=(film["train"], film["train_synchrony"]),
-        validation=(film["validation"], film["validation_synchrony"]),
-        test=(film["test"], film["test_synchrony"]),
-        shifted={shift: film[shift] for shift in SHIFTS},
+        train=_sets(film, "train"),
+        validation=_sets(film, "validation"),
+        test=_sets(film, "test"),
+        shifted={shift: film[shift] for shift in SHIFTS if shift in film},
         blank=film["blank"],
     )
     found = run_trial(
@@ -226,7 +256,7 @@ def run_cell(cell: Cell, *, config: SweepConfig, film: Parts) -> Outcome:
     )
     result = {
         "method": trial.method,
-        "own": _mean_over_benchmark(found.report),
+        "own": _mean(found.report),
         "report": found.report,
         "shifts": found.shifts,
         "rights": _rights(found.records),
@@ -237,9 +267,14 @@ def run_cell(cell: Cell, *, config: SweepConfig, film: Parts) -> Outcome:
     return Outcome(result=result, history=found.history, files={"records.jsonl": _lines(found.records)})
 
 
-def _mean_over_benchmark(report: Mapping[str, Any]) -> float:
-    by_type = report["conditions"]["own"]["by_type"]
-    figures = [figure["accuracy"] for kind, figure in by_type.items() if kind in BENCHMARK]
+def _sets(film: Parts, split: Split) -> tuple[list[str], ...]:
+    """Files of a split: about shots, and about synchrony where there are any."""
+    return tuple(film[name] for name in (split, f"{split}_synchrony") if name in film)
+
+
+def _mean(report: Mapping[str, Any]) -> float:
+    """Over the families asked; those held out are not in a trial's report."""
+    figures = [figure["accuracy"] for figure in report["conditions"]["own"]["by_type"].values()]
     return sum(figures) / len(figures)
 
 

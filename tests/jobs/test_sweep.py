@@ -19,6 +19,8 @@ from omni_model.folder import load_backbone
 from omni_model.methods import make_method
 from omni_platform.config import load_config
 from omni_platform.media.benchmark import BENCHMARK, SHIFTS
+from omni_platform.media.film import ask, to_sample
+from omni_platform.media.scene import make_scene
 from omni_platform.sweep import read_results
 from omni_platform.tracking import TrackedRun, metric_history
 
@@ -71,6 +73,28 @@ def test_a_cell_begins_with_what_it_is_like(config):
     assert strict.learning_rate == config.trial.learning_rate
     assert _trial(config, "cure_few") == replace(_trial(config, "cure"), num_clips=300)
     assert "like" in config.cells["cure_few"]  # reading a cell leaves the config as it is
+
+
+@pytest.mark.parametrize("name", ["film", "hops"])
+def test_every_sweep_config_can_be_examined_as_far_as_it_looks(name):
+    """As many looks as the trajectories of its families have, in every variant that counts them."""
+    config = load_config(_door().CONFIG, str(ROOT / f"jobs/configs/sweep/{name}.yaml"), [])
+    families = config.scenes.families or config.trial.families
+    scenes = [make_scene(seed=1, index=index) for index in range(50)]
+    looks = max(len(to_sample(q, sample_id="", clip_uri="").looks) for scene in scenes for q in ask(scene, families))
+    assert config.exam.max_phases >= looks
+    for cell in config.cells:
+        trial = _trial(config, cell)
+        method = make_method(trial.method, trial.options)
+        assert getattr(method, "max_train_phases", looks) >= looks
+
+
+def test_other_scenes_are_other_cells_and_the_benchmark_keeps_its_own(config):
+    door, trial = _door(), _trial(config, "cure")
+    plain = door._content(config, trial)
+    assert "scenes" not in plain
+    longer = door._content(replace(config, scenes=door.Scenes(num_shots=18)), trial)
+    assert longer == plain | {"scenes": {"num_shots": 18, "families": []}}
 
 
 @pytest.mark.parametrize(
@@ -137,3 +161,27 @@ def test_two_tiny_cells_from_film_to_tracker(tmp_path):
     again = _run(*words)
     assert "0 cells run, 2 were there, 0 failed" in again.stdout
     assert sorted((tmp_path / "encoded").rglob("*.pt")) == encoded
+
+
+@pytest.mark.slow
+def test_a_cell_about_other_scenes(tmp_path):
+    sizes = "train: 6, validation: 4, test: 6, per_file: 4"
+    done = _run(
+        "--config",
+        "jobs/configs/sweep/hops.yaml",
+        f"output_dir={tmp_path}",
+        f"film={{{sizes}}}",
+        "scenes={num_shots: 8, families: [colour_far_after_tone]}",
+        "experiment_name=far",
+        "only=[strict_terse]",
+        "seeds=[0]",
+        "trial.steps=2",
+        "trial.clips_per_step=2",
+        "num_cpus=1",
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    (found,) = read_results("far", tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    assert found["rights"]["no_audio"].keys() == {"colour_far_after_tone"} and found["shifts"] == {}
+    (folder,) = (tmp_path / "encoded").iterdir()
+    assert folder.name.endswith("-8-colour_far_after_tone")
+    assert {path.name.split("-")[0] for path in folder.iterdir()} == {"blank.pt", "train", "validation", "test"}

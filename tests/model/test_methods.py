@@ -49,8 +49,15 @@ def test_text_cot_is_the_trajectory_without_looks(tokenizer, lay_out, film, samp
     assert set(plan.input_ids[plan.labels != IGNORE].tolist()).isdisjoint({10, 11, 12})
 
 
-@pytest.mark.parametrize(("words", "said"), [("opening", "The low tone: Answer: green"), ("answer", "Answer: green")])
-def test_text_cot_can_leave_out_what_was_seen(tokenizer, lay_out, film, sample_with, words, said):
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("evidence", " red blue green Answer: green"),
+        ("opening", "The low tone: Answer: green"),
+        ("answer", "Answer: green"),
+    ],
+)
+def test_text_cot_can_say_less(tokenizer, lay_out, film, sample_with, words, said):
     plan = lay_out(make_method("text_cot", {"words": words}), film(), sample_with(2))
     assert _words(tokenizer, plan) == said + "<|im_end|>"
 

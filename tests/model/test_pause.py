@@ -166,7 +166,9 @@ def test_controls_say_what_they_lack(latent, lay_out, film, sample_with):
         lay_out(make_method("pause", SLOTS), film(), sample_with(0))
     with pytest.raises(ValueError, match=r"sample s has 4 looks; markers takes 1 to 3 \(max_train_phases\)"):
         lay_out(make_method("markers"), film(), sample_with(4))
-    with pytest.raises(ValueError, match="words must be one of 'trajectory', 'opening', 'answer', got 'none'"):
+    with pytest.raises(
+        ValueError, match="words must be one of 'trajectory', 'evidence', 'opening', 'answer', got 'none'"
+    ):
         make_method("markers", {"words": "none"})
 
 

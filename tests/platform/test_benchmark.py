@@ -63,6 +63,12 @@ def test_a_clip_of_the_benchmark_is_the_scene_of_its_split_as_trained() -> None:
     assert Shift() == Shift(num_shots=6, picture_noise=PICTURE_NOISE, hiss=HISS, fps=None)
 
 
+def test_a_clip_can_have_more_shots_than_the_benchmark_gives_it() -> None:
+    clip = clip_of("train", 5, fps=2.0, side_px=32, num_shots=18)
+    assert clip.scene == make_scene(seed=1, index=5, num_shots=18)
+    assert len(clip.frames) == 36 and len(clip.waveform) == 18 * 16_000
+
+
 def test_clips_of_synchrony_are_sampled_finely_enough_for_a_flash() -> None:
     clip = clip_of("test", 0, fps=2.0, side_px=32, world="synchrony")
     assert clip.scene.flash is not None and clip.scene.seed == 3

@@ -12,9 +12,10 @@ import pytest
 from omni_platform.media.benchmark import BENCHMARK
 from omni_platform.media.ceilings import Ceilings, blind_ceiling, ceilings, chance, text_only_ceiling
 from omni_platform.media.film import BLIND_CEILING
+from omni_platform.media.film_hops import HOPS
 from omni_platform.media.film_reasoning import HELD_OUT
 
-FAMILIES = dict.fromkeys((*BENCHMARK, *HELD_OUT, *BLIND_CEILING))
+FAMILIES = dict.fromkeys((*BENCHMARK, *HELD_OUT, *BLIND_CEILING, *HOPS))
 TOLERANCE = 0.02
 """Four standard errors of an accuracy of one half, scored on 10,000 scenes."""
 
@@ -55,6 +56,32 @@ def exact_synchrony() -> Ceilings:
     )
 
 
+def exact_hops(family: str) -> Ceilings:
+    """Eyes know every chain and not where it begins: of three tones in six shots, one that has a chain is asked."""
+    orders = sorted(set(permutations("aabbcc"))) if family == "colour_along_shapes" else [tuple("abcdef")]
+    best = asked = 0.0
+    for order, count in product(orders, (3, 4)):
+        ends = {shot: end for shot in range(6) if (end := end_of_chain(family, order, shot, count)) is not None}
+        weights = dict.fromkeys(ends.values(), 0.0)
+        for tones in combinations(range(6), 3):
+            starts = [shot for shot in tones if shot in ends]
+            for shot in starts:
+                weights[ends[shot]] += 1 / len(starts)
+        best, asked = best + max(weights.values()), asked + sum(weights.values())
+    return Ceilings(chance=1 / 6, text=1 / 6, ears=1 / 6, eyes=best / asked)
+
+
+def end_of_chain(family: str, order: tuple[str, ...], shot: int, count: int) -> int | None:
+    for hop in range(count):
+        if family == "colour_far_after_tone" or hop % 2:
+            shot += 1
+        else:
+            (shot,) = (k for k in range(6) if k != shot and order[k] == order[shot])
+        if shot > 5:
+            return None
+    return shot
+
+
 # A colour is one of six words to the ears; to the eyes it is a shot, the first of which no tone precedes.
 EXACT = {
     "colour_at_tone": Ceilings(chance=1 / 6, text=1 / 6, ears=1 / 6, eyes=1 / 6),
@@ -66,6 +93,7 @@ EXACT = {
     # Three of the four shapes are shown, each in two shots.
     "shape_at_tone": Ceilings(chance=1 / 4, text=1 / 4, ears=1 / 4, eyes=1 / 3),
     "flash_before_beep": exact_synchrony(),
+    **{family: exact_hops(family) for family in HOPS},
 }
 
 

@@ -13,7 +13,10 @@ from omni_platform.film_results.rows import further_rows, rows_of
 from omni_platform.film_results.verdicts import best_without_latents, judge
 from omni_platform.media.benchmark import BENCHMARK
 from omni_platform.media.ceilings import Ceilings
+from omni_platform.media.film_hops import HOPS
 from omni_platform.media.film_reasoning import HELD_OUT
+
+HOP = next(iter(HOPS))
 
 # --- Intervals ---
 
@@ -204,14 +207,18 @@ def test_rows_leave_out_what_does_not_apply():
     assert (found["same_shape"], found["colour_at_tone"]) == (0.5, 0.75)
 
 
-def test_of_sweeps_about_one_family_the_last_gives_the_rows():
+def test_rows_of_other_sweeps_name_their_sweep():
     def sweep(own: float, *families: str) -> list[Variant]:
         found = variant_of("sft", "sft", seeds=1, own=own)
         found.results[0]["rights"]["own"] = dict.fromkeys(families, digits(own))
         return [found]
 
-    rows = further_rows([sweep(0.1, "same_shape", "tone_at_colour"), sweep(0.9, "same_shape", HELD_OUT[0])])
-    assert [(row["family"], row["own"]) for row in rows] == [("tone_at_colour", 0.1), ("same_shape", 0.9)]
+    rows = further_rows({"one": sweep(0.1, "same_shape", "tone_at_colour"), "two": sweep(0.9, HOP, HELD_OUT[0])})
+    assert [(row["sweep"], row["family"], row["own"]) for row in rows] == [
+        ("one", "same_shape", 0.1),
+        ("one", "tone_at_colour", 0.1),
+        ("two", HOP, 0.9),
+    ]
 
 
 def test_the_mean_is_over_the_benchmark_alone():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import torch
@@ -9,10 +10,12 @@ import torch
 from omni_model.sequence import Kind, PlanBuilder
 from omni_platform.schema import Sample, Step, TextStep
 
-Words = Literal["trajectory", "opening", "answer"]
+Words = Literal["trajectory", "evidence", "opening", "answer"]
 """What is said around the looks.
 
 * `trajectory`: the trajectory's own words.
+* `evidence`: the first sentence after each look (what was found there) and the answer, and nothing that leads to the
+  next look: as few words as can carry a chain.
 * `opening`: its words before the first look, and the answer after the last: what is seen and heard is not put into
   words, as in data that says where to look and not what is there.
 * `answer`: nothing but the answer after the last look.
@@ -23,9 +26,21 @@ def spoken(sample: Sample, words: Words) -> tuple[Step, ...]:
     """The trajectory with as much of its words as is to be said."""
     if words == "trajectory":
         return sample.trajectory
+    if words == "evidence":
+        return _evidence(sample)
     first = next((i for i, step in enumerate(sample.trajectory) if not isinstance(step, TextStep)), 0)
     opening = sample.trajectory[:first] if words == "opening" else ()
     return (*opening, *sample.looks, TextStep(text=f"{' ' if opening else ''}Answer: {sample.answer}"))
+
+
+def _evidence(sample: Sample) -> tuple[Step, ...]:
+    steps: list[Step] = []
+    for step in sample.trajectory:
+        if not isinstance(step, TextStep):
+            steps.append(step)
+        elif steps:
+            steps.append(TextStep(text=re.split(r"\.(?:\s|$)", step.text)[0]))
+    return (*steps, TextStep(text=f" Answer: {sample.answer}"))
 
 
 def write_trajectory(

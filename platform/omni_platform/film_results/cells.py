@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 
 from omni_platform.media.benchmark import BENCHMARK
+from omni_platform.media.film_hops import HOPS
 
 OWN, OTHER = "own", "latents_other"
 LATENT_METHOD = "latent_omni"
@@ -61,9 +62,9 @@ class Variant:
 
     @property
     def asked(self) -> tuple[str, ...]:
-        """The benchmark's families that every seed was asked; a sweep may be about some of them."""
+        """The families that were trained and that every seed was asked; a sweep may be about some of them."""
         own = [result["rights"].get(OWN, {}) for result in self.results]
-        return tuple(family for family in BENCHMARK if own and all(family in of_seed for of_seed in own))
+        return tuple(family for family in (*BENCHMARK, *HOPS) if own and all(family in of_seed for of_seed in own))
 
     def rights(self, condition: str, families: Sequence[str] | None = None) -> list[np.ndarray] | None:
         """One array (seeds, questions) a family, 1 for right; None unless every seed has all of them.

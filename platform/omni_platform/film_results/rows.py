@@ -7,6 +7,7 @@ from typing import Any
 
 from omni_platform.film_results.cells import OTHER, OWN, Variant, at
 from omni_platform.media.benchmark import BENCHMARK
+from omni_platform.media.film_hops import HOPS
 
 ALL = "all"
 _CONDITIONS = {
@@ -23,15 +24,14 @@ def rows_of(variants: Sequence[Variant]) -> list[dict[str, Any]]:
     return [row for variant in variants for i in range(variant.seeds) for row in _of_cell(variant, i)]
 
 
-def further_rows(sweeps: Sequence[Sequence[Variant]]) -> list[dict[str, Any]]:
-    """Rows of sweeps about other families: of a family of the benchmark that several asked, those of the last."""
-    last: dict[str, list[dict[str, Any]]] = {}
-    for sweep in sweeps:
-        of_sweep: dict[str, list[dict[str, Any]]] = {}
-        for row in rows_of(sweep):
-            of_sweep.setdefault(row["family"], []).append(row)
-        last |= of_sweep
-    return [row for family in BENCHMARK for row in last.get(family, [])]
+def further_rows(sweeps: Mapping[str, Sequence[Variant]]) -> list[dict[str, Any]]:
+    """Rows of sweeps about other families or other clips, each with the name of its `sweep`; families trained alone."""
+    return [
+        row | {"sweep": name}
+        for name, variants in sweeps.items()
+        for row in rows_of(variants)
+        if row["family"] in (*BENCHMARK, *HOPS)
+    ]
 
 
 def _of_cell(variant: Variant, index: int) -> list[dict[str, Any]]:

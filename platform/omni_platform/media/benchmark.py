@@ -63,17 +63,25 @@ class BenchmarkClip:
 
 
 def clip_of(
-    split: Split, index: int, *, fps: float, side_px: int, world: World = "shots", shift: str | None = None
+    split: Split,
+    index: int,
+    *,
+    fps: float,
+    side_px: int,
+    world: World = "shots",
+    shift: str | None = None,
+    num_shots: int | None = None,
 ) -> BenchmarkClip:
     """Clip `index` of a split, as a model that samples `fps` frames a second would be given it.
 
-    Scenes of synchrony are sampled at 25 frames a second whatever `fps` says. Raises `ValueError` for an unknown split
+    `num_shots` makes scenes of shots longer or shorter than the shift says. Scenes of synchrony are sampled at 25
+    frames a second whatever `fps` says. Raises `ValueError` for an unknown split
     or shift, and for a shift of scenes of synchrony.
     """
     if split not in SPLIT_SEEDS:
         raise ValueError(f"unknown split {split!r}; there are {', '.join(SPLIT_SEEDS)}")
     how = _shift(shift, world)
-    scene = draw_scene(world, seed=SPLIT_SEEDS[split], index=index, num_shots=how.num_shots)
+    scene = draw_scene(world, seed=SPLIT_SEEDS[split], index=index, num_shots=num_shots or how.num_shots)
     frames, sample_fps, waveform = render_clip(
         scene, fps=how.fps or fps, side_px=side_px, picture_noise=how.picture_noise, hiss=how.hiss
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from omni_platform.media.film_hops import HOPS
 from omni_platform.media.film_reasoning import REASONING, SYNCHRONY
 from omni_platform.media.film_skills import BRIDGES, SKILLS, SYNC_SKILLS
 from omni_platform.media.question import Question, after_tone, at_tone, look
@@ -58,7 +59,7 @@ CROSS_MODAL: dict[str, Maker] = {
     "colour_after_tone": colour_after_tone,
 }
 """Families that neither sense can answer alone."""
-FAMILIES: dict[str, Maker] = {**CROSS_MODAL, **REASONING, **SYNCHRONY, **SKILLS, **BRIDGES, **SYNC_SKILLS}
+FAMILIES: dict[str, Maker] = {**CROSS_MODAL, **REASONING, **SYNCHRONY, **SKILLS, **BRIDGES, **SYNC_SKILLS, **HOPS}
 OF_SYNC_SCENES = frozenset((*SYNCHRONY, *SYNC_SKILLS))
 """Families that are about scenes of synchrony; all others are about scenes of shots."""
 
@@ -102,7 +103,7 @@ def corpus() -> list[str]:
 
     Another wording is another tokenizer, and the base checkpoint then has to be made again.
     """
-    of_shots = tuple(family for family in FAMILIES if family not in OF_SYNC_SCENES)
+    of_shots = tuple(family for family in FAMILIES if family not in OF_SYNC_SCENES and family not in HOPS)
     questions = [q for index in range(400) for q in ask(make_scene(seed=0, index=index), of_shots)]
     questions += [q for index in range(400) for q in ask(make_sync_scene(seed=0, index=index), tuple(OF_SYNC_SCENES))]
     lines: list[str] = []

@@ -9,6 +9,8 @@ import numpy as np
 from omni_platform.media.scene import COLOURS, Scene
 from omni_platform.schema import LookStep, Step, TextStep
 
+_CHANGES = ("one change", "two changes", "three changes", "four changes")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
@@ -50,7 +52,7 @@ def at_tone(scene: Scene, rng: np.random.Generator, thing: str, options: tuple[s
 
 
 def after_tone(scene: Scene, rng: np.random.Generator, family: str, changes: int) -> Question | None:
-    """Which colour comes one or two changes after a tone? None where every tone is too late for that."""
+    """Which colour comes one to four changes after a tone? None where every tone is too late for that."""
     tones = [tone for tone in scene.tones if tone.shot + changes < len(scene.shots)]
     if not tones:
         return None
@@ -62,7 +64,7 @@ def after_tone(scene: Scene, rng: np.random.Generator, family: str, changes: int
     steps.append(TextStep(text=f" {shown[-1]}. Answer: {shown[-1]}"))
     return Question(
         family=family,
-        text=f"Which colour comes {('one change', 'two changes')[changes - 1]} after the {tone.name} tone?",
+        text=f"Which colour comes {_CHANGES[changes - 1]} after the {tone.name} tone?",
         answer=shown[-1],
         options=COLOURS,
         trajectory=tuple(steps),
