@@ -56,30 +56,17 @@ def exact_synchrony() -> Ceilings:
     )
 
 
-def exact_hops(family: str) -> Ceilings:
-    """Eyes know every chain and not where it begins: of three tones in six shots, one that has a chain is asked."""
-    orders = sorted(set(permutations("aabbcc"))) if family == "colour_along_shapes" else [tuple("abcdef")]
+def exact_hops() -> Ceilings:
+    """Eyes know where three or four changes lead from every shot: one early tone of three is asked."""
     best = asked = 0.0
-    for order, count in product(orders, (3, 4)):
-        ends = {shot: end for shot in range(6) if (end := end_of_chain(family, order, shot, count)) is not None}
-        weights = dict.fromkeys(ends.values(), 0.0)
+    for count in (3, 4):
+        ends = dict.fromkeys(range(count, 6), 0.0)
         for tones in combinations(range(6), 3):
-            starts = [shot for shot in tones if shot in ends]
+            starts = [shot for shot in tones if shot + count in ends]
             for shot in starts:
-                weights[ends[shot]] += 1 / len(starts)
-        best, asked = best + max(weights.values()), asked + sum(weights.values())
+                ends[shot + count] += 1 / len(starts)
+        best, asked = best + max(ends.values()), asked + sum(ends.values())
     return Ceilings(chance=1 / 6, text=1 / 6, ears=1 / 6, eyes=best / asked)
-
-
-def end_of_chain(family: str, order: tuple[str, ...], shot: int, count: int) -> int | None:
-    for hop in range(count):
-        if family == "colour_far_after_tone" or hop % 2:
-            shot += 1
-        else:
-            (shot,) = (k for k in range(6) if k != shot and order[k] == order[shot])
-        if shot > 5:
-            return None
-    return shot
 
 
 # A colour is one of six words to the ears; to the eyes it is a shot, the first of which no tone precedes.
@@ -93,7 +80,7 @@ EXACT = {
     # Three of the four shapes are shown, each in two shots.
     "shape_at_tone": Ceilings(chance=1 / 4, text=1 / 4, ears=1 / 4, eyes=1 / 3),
     "flash_before_beep": exact_synchrony(),
-    **{family: exact_hops(family) for family in HOPS},
+    "colour_far_after_tone": exact_hops(),
 }
 
 

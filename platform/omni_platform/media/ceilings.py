@@ -150,11 +150,6 @@ def _shape_pattern(scene: Scene, question: Question) -> tuple[Hashable, Hashable
     return tuple(shapes.index(shape) for shape in shapes), question.answer
 
 
-def _shot_and_shapes(scene: Scene, question: Question) -> tuple[Hashable, Hashable]:
-    """Eyes: which shots show the same shape as which, and which shot it is (of scenes whose colours differ)."""
-    return _shape_pattern(scene, question)[0], scene.shot_of(question.answer)
-
-
 def _beep_step(scene: Scene, question: Question) -> tuple[Hashable, Hashable]:
     """Ears: where in the clip the beep is. Near an end of it the flash has room on one side only."""
     return round(scene.tones[0].start_s / STEP_S), question.answer
@@ -176,6 +171,5 @@ _VIEWS: dict[str, dict[str, _View]] = {
     "shape_at_tone": {"ears": _heard, "eyes": _shapes_seen},
     "flash_before_beep": {"ears": _beep_step, "eyes": _flash_step},
     "colour_far_after_tone": {"ears": _heard, "eyes": _colours_seen},
-    "colour_along_shapes": {"ears": _heard, "eyes": _shot_and_shapes},
 }
 assert set(_VIEWS) <= set(FAMILIES)
