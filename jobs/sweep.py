@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,38 +27,12 @@ from omni_model.trial_exam import ExamConfig
 from omni_model.trial_run import TrialFiles, run_trial
 from omni_platform.artifacts import fingerprint_bytes
 from omni_platform.config import parse_args
-from omni_platform.media.benchmark import SHIFTS, BenchmarkClip, Split, clip_of, families_of
-from omni_platform.media.film import ask, to_sample
+from omni_platform.media.benchmark import SHIFTS
 from omni_platform.media.film_reasoning import HELD_OUT
-from omni_platform.media.scene import FILM_VERSION, World
+from omni_platform.media.film_sets import ClipRange, FilmSizes, Scenes, asked_clips, film_sets, split_sets
+from omni_platform.media.scene import FILM_VERSION
 from omni_platform.runtime import start_ray
 from omni_platform.sweep import Cell, Outcome, Place, make_files, run_sweep
-
-
-@dataclass(frozen=True, kw_only=True)
-class FilmSizes:
-    """How many clips there are of every kind."""
-
-    train: int = 5000
-    train_synchrony: int = 2000
-    validation: int = 64
-    test: int = 256
-    test_synchrony: int = 256
-    questions_per_family: int = 3
-    """How often a family is asked about a clip that is trained on, each time drawn anew."""
-    shifted: int = 96
-    """Clips of every shifted test."""
-    per_file: int = 250
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scenes:
-    """Clips and questions where they are not the benchmark's; there is then neither synchrony nor a shifted test."""
-
-    num_shots: int = 6
-    """Shots in every clip."""
-    families: tuple[str, ...] = ()
-    """Families about shots that are asked in place of the benchmark's, in training and in the test."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +61,7 @@ class SweepConfig:
 
 
 CONFIG = SweepConfig
+_ENCODED_TOGETHER = 32
 _FPS, _SIDE_PX = Preparation.fps, int(Preparation.video_max_pixels**0.5)
 
 
@@ -141,92 +116,55 @@ def _content(config: SweepConfig, trial: TrialConfig) -> dict[str, Any]:
 
 Parts = dict[str, list[str]]
 """Name of a set of clips -> its files."""
+Files = dict[str, tuple[Callable[..., None], tuple[Any, ...]]]
+"""File -> what makes it, and from what."""
 
 
 def encode_film(config: SweepConfig) -> Parts:
     """Encode what is missing of the film; returns where everything is."""
-    sizes, model, scenes = config.film, config.model_name_or_path, config.scenes
-    wanted: list[tuple[str, Split, World, str | None, int]] = [
-        ("train", "train", "shots", None, sizes.train),
-        ("validation", "validation", "shots", None, sizes.validation),
-        ("test", "test", "shots", None, sizes.test),
-    ]
-    about = f"{_base_fingerprint(model)}-{FILM_VERSION}-{sizes.questions_per_family}"
-    if scenes == Scenes():
-        wanted += [
-            ("train_synchrony", "train", "synchrony", None, sizes.train_synchrony),
-            ("validation_synchrony", "validation", "synchrony", None, sizes.validation),
-            ("test_synchrony", "test", "synchrony", None, sizes.test_synchrony),
-            *((shift, "test", "shots", shift, sizes.shifted) for shift in SHIFTS),
-        ]
-    else:
+    model, scenes = config.model_name_or_path, config.scenes
+    about = f"{_base_fingerprint(model)}-{FILM_VERSION}-{config.film.questions_per_family}"
+    if scenes != Scenes():
         about += f"-{scenes.num_shots}-{'-'.join(scenes.families)}"
     folder = Path(config.output_dir).absolute() / "encoded" / about
+    sets = film_sets(config.film, scenes)
     parts: Parts = {"blank": [str(folder / "blank.pt")]}
-    files: dict[str, tuple[Callable[..., None], tuple[Any, ...]]] = {
-        parts["blank"][0]: (_encode_blanks, (model, scenes))
-    }
-    for name, split, world, shift, count in wanted:
-        ranges = [(first, min(first + sizes.per_file, count)) for first in range(0, count, sizes.per_file)]
-        parts[name] = [str(folder / f"{name}-{first:06d}-{stop:06d}.pt") for first, stop in ranges]
-        draws = sizes.questions_per_family if split == "train" else 1
-        for path, (first, stop) in zip(parts[name], ranges, strict=True):
-            files[path] = _encode_part, (model, split, world, shift, first, stop, draws, scenes)
+    files: Files = {parts["blank"][0]: (_encode_blanks, (model, [of[0] for of in split_sets(sets, "test") if of]))}
+    for name, ranges in sets.items():
+        parts[name] = [str(folder / f"{name}-{clips.first:06d}-{clips.stop:06d}.pt") for clips in ranges]
+        files |= {path: (_encode_part, (model, clips)) for path, clips in zip(parts[name], ranges, strict=True)}
     make_files(files, desc="encode")
     return parts
 
 
-def _encode_part(
-    path: str,
-    model: str,
-    split: Split,
-    world: World,
-    shift: str | None,
-    first: int,
-    stop: int,
-    draws: int,
-    scenes: Scenes,
-) -> None:
+def _encode_part(path: str, model: str, clips: ClipRange) -> None:
     torch.set_num_threads(1)
     backbone = load_backbone(model).backbone.eval()
     encoded: list[EncodedQuestions] = []
-    for start in range(first, stop, 32):
-        clips = [_raw(split, world, shift, index, draws, scenes) for index in range(start, min(start + 32, stop))]
-        encoded += encode_clips(backbone, clips)
+    for first in range(clips.first, clips.stop, _ENCODED_TOGETHER):
+        some = replace(clips, first=first, stop=min(first + _ENCODED_TOGETHER, clips.stop))
+        encoded += encode_clips(backbone, list(_raw_clips(some)))
     save_encoded(Path(path), encoded)
 
 
-def _raw(split: Split, world: World, shift: str | None, index: int, draws: int, scenes: Scenes) -> RawClip:
-    """A clip with its questions; of the benchmark's, those of the family held out are asked in tests alone."""
-    other_shots = None if scenes == Scenes() else scenes.num_shots
-    clip = clip_of(split, index, fps=_FPS, side_px=_SIDE_PX, world=world, shift=shift, num_shots=other_shots)
-    name = f"{split}-{world}-{shift or 'plain'}-{index:06d}"
-    families = scenes.families or families_of(world, transfer=split == "test")
-    # Of some families a scene has few questions: the same one drawn twice is asked once.
-    asked = {q.text: q for draw in range(draws) for q in ask(clip.scene, families, draw=draw)}.values()
-    samples = tuple(to_sample(q, sample_id=f"{name}-{i}-{q.family}", clip_uri=name) for i, q in enumerate(asked))
-    return RawClip(
-        clip_id=name,
-        frames=clip.frames,
-        sample_fps=clip.sample_fps,
-        waveform=clip.waveform,
-        samples=samples,
-        segments=_all_shots(clip) if split == "test" else (),
-    )
+def _raw_clips(clips: ClipRange) -> Iterator[RawClip]:
+    for asked in asked_clips(clips, fps=_FPS, side_px=_SIDE_PX):
+        yield RawClip(
+            clip_id=asked.clip_id,
+            frames=asked.clip.frames,
+            sample_fps=asked.clip.sample_fps,
+            waveform=asked.clip.waveform,
+            samples=asked.samples,
+            segments=asked.segments,
+        )
 
 
-def _all_shots(clip: BenchmarkClip) -> tuple[tuple[float, float], ...]:
-    shot_s = clip.scene.shot_s
-    return tuple((k * shot_s, (k + 1) * shot_s) for k in range(len(clip.scene.shots)))
-
-
-def _encode_blanks(path: str, model: str, scenes: Scenes) -> None:
+def _encode_blanks(path: str, model: str, tests: Sequence[ClipRange]) -> None:
     """What the towers make of black frames and silence, for every shape of clip in the tests."""
     backbone = load_backbone(model).backbone.eval()
-    worlds: list[World] = ["shots", "synchrony"] if scenes == Scenes() else ["shots"]
     clips = []
-    for world in worlds:
-        clip = _raw("test", world, None, 0, 1, scenes)
+    for test in tests:
+        clip = next(_raw_clips(test))
         assert clip.waveform is not None
         black, silent = np.zeros_like(clip.frames), np.zeros_like(clip.waveform)
         clips.append(replace(clip, frames=black, waveform=silent, samples=(), segments=()))
@@ -245,9 +183,9 @@ def run_cell(cell: Cell, *, config: SweepConfig, film: Parts) -> Outcome:
     """Train a variant from the base and examine it."""
     trial = replace(trial_of(config, cell.variant), seed=cell.seed)
     files = TrialFiles(
-        train=_sets(film, "train"),
-        validation=_sets(film, "validation"),
-        test=_sets(film, "test"),
+        train=split_sets(film, "train"),
+        validation=split_sets(film, "validation"),
+        test=split_sets(film, "test"),
         shifted={shift: film[shift] for shift in SHIFTS if shift in film},
         blank=film["blank"],
     )
@@ -265,11 +203,6 @@ def run_cell(cell: Cell, *, config: SweepConfig, film: Parts) -> Outcome:
         "exam_s": found.exam_s,
     }
     return Outcome(result=result, history=found.history, files={"records.jsonl": _lines(found.records)})
-
-
-def _sets(film: Parts, split: Split) -> tuple[list[str], ...]:
-    """Files of a split: about shots, and about synchrony where there are any."""
-    return tuple(film[name] for name in (split, f"{split}_synchrony") if name in film)
 
 
 def _mean(report: Mapping[str, Any]) -> float:
