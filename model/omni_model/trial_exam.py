@@ -35,7 +35,7 @@ class ExamConfig:
     max_phases: int = 3
     clips_per_batch: int = 32
     measured_clips: int = 0
-    """So many of the first clips are measured too: where the model looks, what its latents are like."""
+    """So many of the first clips, in whole batches, are measured too: where the model looks, what latents are like."""
 
 
 @torch.no_grad()
