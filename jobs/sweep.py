@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from omni_platform.media.film_reasoning import HELD_OUT
 from omni_platform.media.film_sets import ClipRange, FilmSizes, Scenes, asked_clips, film_sets, split_sets
 from omni_platform.media.scene import FILM_VERSION
 from omni_platform.runtime import start_ray
-from omni_platform.sweep import Cell, Outcome, Place, make_files, run_sweep
+from omni_platform.sweep import Cell, Outcome, Place, Recipe, make_files, run_sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +116,6 @@ def _content(config: SweepConfig, trial: TrialConfig) -> dict[str, Any]:
 
 Parts = dict[str, list[str]]
 """Name of a set of clips -> its files."""
-Files = dict[str, tuple[Callable[..., None], tuple[Any, ...]]]
-"""File -> what makes it, and from what."""
 
 
 def encode_film(config: SweepConfig) -> Parts:
@@ -129,7 +127,9 @@ def encode_film(config: SweepConfig) -> Parts:
     folder = Path(config.output_dir).absolute() / "encoded" / about
     sets = film_sets(config.film, scenes)
     parts: Parts = {"blank": [str(folder / "blank.pt")]}
-    files: Files = {parts["blank"][0]: (_encode_blanks, (model, [of[0] for of in split_sets(sets, "test") if of]))}
+    files: dict[str, Recipe] = {
+        parts["blank"][0]: (_encode_blanks, (model, [of[0] for of in split_sets(sets, "test") if of]))
+    }
     for name, ranges in sets.items():
         parts[name] = [str(folder / f"{name}-{clips.first:06d}-{clips.stop:06d}.pt") for clips in ranges]
         files |= {path: (_encode_part, (model, clips)) for path, clips in zip(parts[name], ranges, strict=True)}

@@ -52,6 +52,8 @@ class Outcome:
 
 Work = Callable[[Cell], Outcome]
 """Runs in a process of its own; must pickle by reference."""
+Recipe = tuple[Callable[..., None], tuple[Any, ...]]
+"""What makes a file: a function, and what it is given after the path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +104,8 @@ def run_sweep(
     return Sweep(done=len(missing) - len(failed), skipped=len(cells) - len(missing), failed=failed)
 
 
-def make_files(missing: Mapping[str, tuple[Callable[..., None], tuple[Any, ...]]], *, desc: str) -> None:
-    """Make files side by side on the cluster: path -> a function and what it is given after the path.
+def make_files(missing: Mapping[str, Recipe], *, desc: str) -> None:
+    """Make files side by side on the cluster, each at its path by its recipe.
 
     A file must appear when it is complete, so that an interrupted call goes on with those that are missing.
     """

@@ -14,6 +14,8 @@ from omni_platform.media.benchmark import BENCHMARK
 from omni_platform.media.film_hops import HOPS
 
 OWN, OTHER = "own", "latents_other"
+TRAINED = (*BENCHMARK, *HOPS)
+"""The families that a sweep may train; others are asked to see what carries over."""
 LATENT_METHOD = "latent_omni"
 BUDGETS = ("few", "double")
 """Endings of names: learned from fewer clips, in twice the steps."""
@@ -64,7 +66,7 @@ class Variant:
     def asked(self) -> tuple[str, ...]:
         """The families that were trained and that every seed was asked; a sweep may be about some of them."""
         own = [result["rights"].get(OWN, {}) for result in self.results]
-        return tuple(family for family in (*BENCHMARK, *HOPS) if own and all(family in of_seed for of_seed in own))
+        return tuple(family for family in TRAINED if own and all(family in of_seed for of_seed in own))
 
     def rights(self, condition: str, families: Sequence[str] | None = None) -> list[np.ndarray] | None:
         """One array (seeds, questions) a family, 1 for right; None unless every seed has all of them.

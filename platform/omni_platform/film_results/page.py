@@ -112,8 +112,9 @@ seed). Fewer than three seeds, of the variant or of any it is compared with: no 
 clips (`_few`) or twice the steps (`_double`) are compared with each other only.
 """
 _FURTHER = """\
-Sweeps of their own, each trained on one other family from the same base, all variants in as many steps: `jobs/sweep.py`
-with `trial.families`, `trial.steps` and `experiment_name`. Judged by the same two rules, among the variants run.
+Sweeps of their own from the same base, on other families or other clips, all variants in as many steps; how each was
+run stands in [the config of this page](../../jobs/configs/sweep/results.yaml). Judged by the same two rules, among the
+variants run.
 """
 _SHIFTS = """\
 Means of the five families about shots. *Longer*: nine shots instead of six. *Noise*: in picture and sound. *Frame

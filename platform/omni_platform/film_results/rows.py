@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from omni_platform.film_results.cells import OTHER, OWN, Variant, at
+from omni_platform.film_results.cells import OTHER, OWN, TRAINED, Variant, at
 from omni_platform.media.benchmark import BENCHMARK
-from omni_platform.media.film_hops import HOPS
 
 ALL = "all"
 _CONDITIONS = {
@@ -30,7 +29,7 @@ def further_rows(sweeps: Mapping[str, Sequence[Variant]]) -> list[dict[str, Any]
         row | {"sweep": name}
         for name, variants in sweeps.items()
         for row in rows_of(variants)
-        if row["family"] in (*BENCHMARK, *HOPS)
+        if row["family"] in TRAINED
     ]
 
 
