@@ -44,7 +44,8 @@ class SweepConfig:
     model_name_or_path: str = "tiny"
     """The base that every cell begins with."""
     film: FilmSizes = field(default_factory=FilmSizes)
-    scenes: Scenes = field(default_factory=Scenes)
+    scenes: Scenes | None = None
+    """Other clips or questions than the benchmark's."""
     trial: TrialConfig = field(default_factory=TrialConfig)
     """What all cells have in common."""
     cells: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -106,9 +107,9 @@ def _content(config: SweepConfig, trial: TrialConfig) -> dict[str, Any]:
     """What makes a cell's result what it is."""
     film = {"version": FILM_VERSION, **asdict(config.film)}
     base = _base_fingerprint(config.model_name_or_path)
-    # Only where they are not the benchmark's: cells of the benchmark keep the keys they have had.
-    scenes = {} if config.scenes == Scenes() else {"scenes": asdict(config.scenes)}
-    content = {"trial": asdict(trial), "exam": asdict(config.exam), "film": film, "base": base, **scenes}
+    content = {"trial": asdict(trial), "exam": asdict(config.exam), "film": film, "base": base}
+    if config.scenes:
+        content["scenes"] = asdict(config.scenes)
     return json.loads(json.dumps(content))
 
 
@@ -122,7 +123,7 @@ def encode_film(config: SweepConfig) -> Parts:
     """Encode what is missing of the film; returns where everything is."""
     model, scenes = config.model_name_or_path, config.scenes
     about = f"{_base_fingerprint(model)}-{FILM_VERSION}-{config.film.questions_per_family}"
-    if scenes != Scenes():
+    if scenes:
         about += f"-{scenes.num_shots}-{'-'.join(scenes.families)}"
     folder = Path(config.output_dir).absolute() / "encoded" / about
     sets = film_sets(config.film, scenes)

@@ -79,7 +79,7 @@ def test_a_cell_begins_with_what_it_is_like(config):
 def test_every_sweep_config_can_be_examined_as_far_as_it_looks(name):
     """As many looks as the trajectories of its families have, in every variant that counts them."""
     config = load_config(_door().CONFIG, str(ROOT / f"jobs/configs/sweep/{name}.yaml"), [])
-    families = config.scenes.families or config.trial.families
+    families = config.scenes.families if config.scenes else config.trial.families
     scenes = [make_scene(seed=1, index=index) for index in range(50)]
     looks = max(len(to_sample(q, sample_id="", clip_uri="").looks) for scene in scenes for q in ask(scene, families))
     assert config.exam.max_phases >= looks

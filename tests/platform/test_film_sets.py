@@ -15,7 +15,7 @@ def spans(ranges: list[ClipRange]) -> list[tuple[int, int]]:
 
 
 def test_every_set_is_cut_into_ranges_without_a_gap():
-    sets = film_sets(SIZES, Scenes())
+    sets = film_sets(SIZES, None)
     plain = ["train", "validation", "test", "train_synchrony", "validation_synchrony", "test_synchrony"]
     assert list(sets) == [*plain, *SHIFTS]
     assert spans(sets["train"]) == [(0, 3), (3, 6), (6, 7)]

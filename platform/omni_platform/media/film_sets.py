@@ -51,7 +51,8 @@ class ClipRange:
     shift: str | None = None
     draws: int = 1
     """How often every family is asked about a clip."""
-    scenes: Scenes = Scenes()
+    scenes: Scenes | None = None
+    """None: the benchmark's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ class AskedClip:
     """(start, end) in seconds of every shot, in tests; else none."""
 
 
-def film_sets(sizes: FilmSizes, scenes: Scenes) -> dict[str, list[ClipRange]]:
+def film_sets(sizes: FilmSizes, scenes: Scenes | None) -> dict[str, list[ClipRange]]:
     """Every set of clips by its name (splits, those of synchrony, shifted tests), in ranges of `per_file` clips."""
 
     def cut(count: int, split: Split, world: World = "shots", shift: str | None = None) -> list[ClipRange]:
@@ -79,7 +80,7 @@ def film_sets(sizes: FilmSizes, scenes: Scenes) -> dict[str, list[ClipRange]]:
         "validation": cut(sizes.validation, "validation"),
         "test": cut(sizes.test, "test"),
     }
-    if scenes != Scenes():
+    if scenes:
         return sets
     return {
         **sets,
@@ -98,8 +99,8 @@ def split_sets(sets: Mapping[str, T], split: Split) -> tuple[T, ...]:
 def asked_clips(clips: ClipRange, *, fps: float, side_px: int) -> Iterator[AskedClip]:
     """The clips of a range with their questions; of the benchmark's, those held out are asked in tests alone."""
     scenes, split, world = clips.scenes, clips.split, clips.world
-    families = scenes.families or families_of(world, transfer=split == "test")
-    num_shots = None if scenes == Scenes() else scenes.num_shots
+    families = (scenes.families if scenes else ()) or families_of(world, transfer=split == "test")
+    num_shots = scenes.num_shots if scenes else None
     for index in range(clips.first, clips.stop):
         clip = clip_of(split, index, fps=fps, side_px=side_px, world=world, shift=clips.shift, num_shots=num_shots)
         name = f"{split}-{world}-{clips.shift or 'plain'}-{index:06d}"
