@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     Qwen2_5OmniThinkerForConditionalGeneration,
 )
+from transformers.utils import logging as transformers_logging
 
 from omni_model.heads import Heads
 from omni_model.methods import make_method
@@ -32,6 +33,8 @@ from omni_model.vocabulary import LATENT_TOKENS, Vocabulary, read_vocabulary
 TINY_BASE = Path(__file__).parent / "tiny_base"
 """The toy base that ships with the package; `model_name_or_path: tiny` means this folder."""
 _FORMAT = 1
+_WORTH_A_BAR = 100e6
+"""Bytes of weights that take a while to load."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +88,7 @@ def load_backbone(
             f"model_name_or_path={name} is no folder here, and the hub has no such model or cannot be reached: give it "
             "a Hugging Face folder, a hub name or tiny"
         ) from error
-    thinker, info = cast(
-        tuple[Qwen2_5OmniThinkerForConditionalGeneration, dict[str, Any]],
-        Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(name, dtype=dtype, output_loading_info=True),
-    )
+    thinker, info = _from_pretrained(name, dtype=dtype)
     if info["missing_keys"]:
         raise ValueError(f"{name} lacks weights of the Thinker: {sorted(info['missing_keys'])[:5]} …")
     _forget_unused_renamings(thinker)
@@ -97,6 +97,23 @@ def load_backbone(
     if new := [t for t in LATENT_TOKENS if t not in known]:
         init_new_rows(thinker, tokenizer.convert_tokens_to_ids(new), whole=whole)
     return Loaded(backbone=QwenOmniBackbone(thinker), tokenizer=tokenizer, vocabulary=vocabulary)
+
+
+def _from_pretrained(
+    name: str | Path, **options: Any
+) -> tuple[Qwen2_5OmniThinkerForConditionalGeneration, dict[str, Any]]:
+    """What the stock class loads, and its own account of it (missing and unexpected keys)."""
+    weights = [file.stat().st_size for file in Path(name).glob("*.safetensors")]
+    # The toy is there at once: a bar for every worker and every cell would bury what their logs have to say.
+    silent = weights and sum(weights) < _WORTH_A_BAR and transformers_logging.is_progress_bar_enabled()
+    if silent:
+        transformers_logging.disable_progress_bar()
+    try:
+        loaded = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(name, output_loading_info=True, **options)
+    finally:
+        if silent:
+            transformers_logging.enable_progress_bar()
+    return cast(tuple[Qwen2_5OmniThinkerForConditionalGeneration, dict[str, Any]], loaded)
 
 
 def _forget_unused_renamings(thinker: Qwen2_5OmniThinkerForConditionalGeneration) -> None:
@@ -216,10 +233,7 @@ def check_stock_load(folder: Path) -> int:
 
     Raises `ValueError` where weights are missing, left over, or differ from what `load_folder` gives.
     """
-    stock, info = cast(
-        tuple[Qwen2_5OmniThinkerForConditionalGeneration, dict[str, Any]],
-        Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(folder, output_loading_info=True),
-    )
+    stock, info = _from_pretrained(folder)
     if info["missing_keys"] or info["unexpected_keys"]:
         raise ValueError(
             f"{folder} does not fit the stock class: it lacks {info['missing_keys']} and has too many "

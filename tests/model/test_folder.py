@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
+from tqdm import auto as tqdm_auto
 from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerFast,
@@ -188,3 +189,13 @@ def test_rows_are_written_where_they_are_whole(thinker_folder):
 
     start_markers_like(loaded, ":", whole=whole)
     assert seen == [([True], True)]
+
+
+def test_a_bar_is_drawn_only_where_loading_takes_a_while(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(tqdm_auto, "tqdm", lambda items, **options: drawn.append(options["desc"]) or items)
+    load_backbone("tiny")
+    assert drawn == []
+    monkeypatch.setattr("omni_model.folder._WORTH_A_BAR", 0)
+    load_backbone("tiny")
+    assert drawn == ["Loading weights"]
