@@ -51,7 +51,7 @@ evidence: setup  ## the small form of the comparison on the film, then its pages
 	$(PY) jobs/sweep.py --config jobs/configs/sweep/film.yaml experiment_name=film-small-same_shape "seeds=[0]" \
 		"trial.families=[same_shape]" trial.steps=600 "only=[sft,text_cot,text_cot_times,markers,pause,cure,cure_no_mask]" \
 		$(SMALL_FILM)
-	$(PY) jobs/film_results.py --config jobs/configs/sweep/results.yaml experiment_name=film-small \
+	$(PY) jobs/film_results.py --config jobs/configs/sweep/results.yaml experiment_name=film-small "seeds=[0]" \
 		"further=[film-small-same_shape]" output_dir=outputs/evidence/pages
 
 test: setup  ## the tests that need neither a GPU nor patience

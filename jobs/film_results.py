@@ -7,7 +7,11 @@ What people wrote into the page stays.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from omni_platform import storage
@@ -24,7 +28,6 @@ from omni_platform.media.film_reasoning import HELD_OUT
 from omni_platform.sweep import read_results
 
 PAGE, ROWS = "film.md", "film.json"
-_COMMAND = ".venv/bin/python jobs/film_results.py --config jobs/configs/sweep/results.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,8 @@ class ResultsConfig:
 
     sweep_config: str
     """The sweep's YAML: the order of the variants, and which cells there should be."""
+    seeds: tuple[int, ...] = ()
+    """Seeds that there should be, where they are others than the YAML's."""
     output_dir: str = "docs/results"
     experiment_name: str = "film"
     tracking_uri: str | None = field(default=None, metadata={"env": "MLFLOW_TRACKING_URI"})
@@ -51,6 +56,7 @@ CONFIG = ResultsConfig
 def main() -> None:
     config = parse_args(ResultsConfig)
     plan = read_plan(config.sweep_config)
+    plan = replace(plan, seeds=config.seeds or plan.seeds)
     uri = config.tracking_uri or f"sqlite:///{Path(plan.output_dir).absolute()}/mlflow.db"
     variants = variants_of(plan, read_results(config.experiment_name, tracking_uri=uri))
     page = storage.join(config.output_dir, PAGE)
@@ -62,11 +68,29 @@ def main() -> None:
         CURVES_PICTURE: draw_curves(read_curves(shown, tracking_uri=uri)),
         CURE_PICTURE: draw_cure(variants, best=best_without_latents(variants)),
         ROWS: _lines(rows_of(variants) + further_rows(further)),
-        PAGE: render_page(plan, variants, found, command=_COMMAND, words=words, further=further).encode(),
+        PAGE: render_page(
+            plan,
+            variants,
+            found,
+            command=command_of(sys.argv[1:]),
+            sweep_config=_seen_from(config.output_dir, config.sweep_config),
+            words=words,
+            further=further,
+        ).encode(),
     }
     for name, data in files.items():
         storage.write_bytes(storage.join(config.output_dir, name), data)
     print(f"{sum(v.seeds for of in (variants, *further.values()) for v in of)} cells: {page}")
+
+
+def command_of(words: Sequence[str]) -> str:
+    """What makes the page again, without the store: where that lies is each reader's own."""
+    kept = [word for word in words if not word.startswith("tracking_uri=")]
+    return shlex.join([".venv/bin/python", "jobs/film_results.py", *kept])
+
+
+def _seen_from(folder: str, path: str) -> str:
+    return path if storage.is_remote(folder) else os.path.relpath(path, storage.local_path(folder))
 
 
 def _results(experiment_name: str, tracking_uri: str) -> list[dict]:

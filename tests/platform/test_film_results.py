@@ -230,11 +230,11 @@ def test_the_mean_is_over_the_benchmark_alone():
 def test_the_page_keeps_what_people_wrote(plan):
     ceilings = {f: Ceilings(chance=0.1, text=0.2, ears=0.3, eyes=0.4) for f in FAMILIES}
     variants = variants_of(plan, [result_of("sft", 0, "sft", own=0.5), result_of("cure", 0, "latent_omni", own=0.5)])
-    first = render_page(plan, variants, ceilings, command="run", words=words_of(""))
+    first = render_page(plan, variants, ceilings, command="run", sweep_config="film.yaml", words=words_of(""))
     assert PLACEHOLDER in first and "2 of the sweep's 12 cells are finished." in first
     assert "Not there at all: `text_cot`, `cure_terse`" in first
     written = first.replace(PLACEHOLDER, "It failed.\n\n| a | b |")
-    again = render_page(plan, variants, ceilings, command="run", words=words_of(written))
+    again = render_page(plan, variants, ceilings, command="run", sweep_config="film.yaml", words=words_of(written))
     assert again == written
     with pytest.raises(ValueError, match="only one of"):
         words_of(written.replace("<!-- /words -->", ""))
@@ -251,7 +251,9 @@ def test_other_families_have_a_table_of_their_own(plan):
         for result in variant.results:
             rights = {name: {"same_shape": of["same_shape"]} for name, of in result["rights"].items()}
             result["rights"] = rights  # type: ignore[index]
-    page = render_page(plan, [], ceilings, command="run", words="x", further={"film-x": sweep})
+    page = render_page(
+        plan, [], ceilings, command="run", sweep_config="film.yaml", words="x", further={"film-x": sweep}
+    )
     rows = [
         [cell.split(" [")[0] for cell in line.strip("| ").split(" | ")]
         for line in page.splitlines()
@@ -274,9 +276,13 @@ def test_other_families_have_a_table_of_their_own(plan):
         ],
         ["film-x", "same shape", "`text_cot`", "3", "0.60", "–", "15.0 (15.0, 15.0)", "–", "–", "–"],
     ]
-    assert "## Other families" not in render_page(plan, [], ceilings, command="run", words="x")
+    assert "## Other families" not in render_page(
+        plan, [], ceilings, command="run", sweep_config="film.yaml", words="x"
+    )
 
 
 def test_a_page_without_cells_is_a_page(plan):
     ceilings = {f: Ceilings(chance=0.1, text=0.2, ears=0.3, eyes=0.4) for f in FAMILIES}
-    assert "0 of the sweep's 12 cells" in render_page(plan, variants_of(plan, []), ceilings, command="run", words="x")
+    assert "0 of the sweep's 12 cells" in render_page(
+        plan, variants_of(plan, []), ceilings, command="run", sweep_config="film.yaml", words="x"
+    )

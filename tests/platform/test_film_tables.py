@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from film_cells import rivals, variant_of
 
-from omni_platform.film_results.drawings import CURVES, draw_cure, draw_curves
+from omni_platform.film_results.drawings import CURVES, draw_cure, draw_curves, shown_panels
 from omni_platform.film_results.probe_tables import exchange_table, pointing_table
 from omni_platform.film_results.tables import comparison_table, few_table, shift_table
 from omni_platform.film_results.verdicts import best_without_latents
@@ -50,3 +50,13 @@ def test_pictures_are_drawn_with_and_without_cells():
     variants = [*rivals(), variant_of("cure", "latent_omni", own=0.6, latents_other=0.2)]
     for shown in ([], variants):
         assert draw_cure(shown, best=best_without_latents(shown)).startswith(b"\x89PNG")
+
+
+def test_a_mean_of_one_family_is_not_drawn_beside_it():
+    def curves(*metrics: str) -> dict:
+        return {metric: {"sft": [{100: 0.5} if metric in metrics else {}]} for metric in CURVES}
+
+    assert shown_panels(curves()) == {}
+    assert [*shown_panels(curves("val/own", "val/same_shape"))] == ["val/same_shape"]
+    two = ["val/own", "val/tone_at_colour", "val/same_shape"]
+    assert sorted(shown_panels(curves(*two))) == sorted(two)

@@ -41,8 +41,8 @@ def read_curves(variants: Sequence[Variant], *, tracking_uri: str) -> Curves:
 
 def draw_curves(curves: Curves) -> bytes:
     """A panel for each metric: the mean over seeds as a line, from the lowest seed to the highest as a band."""
-    # A sweep may be about some of the families: the others have no panel. One more panel holds the legend.
-    titles = {m: t for m, t in CURVES.items() if any(any(of_seeds) for of_seeds in curves.get(m, {}).values())}
+    titles = shown_panels(curves)
+    # One more panel holds the legend.
     columns = min(4, len(titles) + 1)
     rows = -(-(len(titles) + 1) // columns)
     figure = Figure(figsize=(0.5 + 3.2 * columns, 3.0 * rows), layout="constrained")
@@ -69,6 +69,12 @@ def draw_curves(curves: Curves) -> bytes:
     figure.supxlabel("optimizer step", fontsize=10)
     figure.supylabel("accuracy on validation clips", fontsize=10)
     return _png(figure)
+
+
+def shown_panels(curves: Curves) -> dict[str, str]:
+    """Metric -> title of what there is to draw: a sweep may be about some families, and of one the mean is itself."""
+    shown = {m: t for m, t in CURVES.items() if any(any(of_seeds) for of_seeds in curves.get(m, {}).values())}
+    return dict([*shown.items()][1:]) if len(shown) == 2 else shown
 
 
 def draw_cure(variants: Sequence[Variant], *, best: Estimate | None) -> bytes:

@@ -19,16 +19,18 @@ def render_page(
     ceilings: Mapping[str, Ceilings],
     *,
     command: str,
+    sweep_config: str,
     words: str,
     further: Mapping[str, Sequence[Variant]] | None = None,
 ) -> str:
     """The whole page as Markdown; `words` stand at the top, between their marks.
 
-    Sweeps of `further`, by the name of their experiment, ask other families.
+    `sweep_config` is where the sweep's YAML lies from the page. Sweeps of `further`, by the name of their experiment,
+    ask other families.
     """
     made = [v for v in variants if v.seeds]
     parts = [
-        _HEAD.format(command=command, present=tables.present_text(plan, variants)),
+        _HEAD.format(command=command, config=sweep_config, present=tables.present_text(plan, variants)),
         f"## What was predicted and what came out\n{_BEGIN}\n{words.strip()}\n{_END}\n",
         "## The benchmark\n" + _BENCHMARK + "\n" + tables.benchmark_table(ceilings),
         "## The comparison\n" + _COMPARISON + "\n" + tables.comparison_table(made),
@@ -64,7 +66,7 @@ _HEAD = """\
 
 Every variant begins with the toy base and sees the same clips in the same steps; answers are free-running and
 greedy, on test clips that no training has seen. What a variant is stands in [the sweep's
-config](../../jobs/configs/sweep/film.yaml). All tables, both pictures and [film.json](film.json) are made from
+config]({config}). All tables, both pictures and [film.json](film.json) are made from
 MLflow by
 ```
 {command}
@@ -113,7 +115,7 @@ clips (`_few`) or twice the steps (`_double`) are compared with each other only.
 """
 _FURTHER = """\
 Sweeps of their own from the same base, on other families or other clips, all variants in as many steps; how each was
-run stands in [the config of this page](../../jobs/configs/sweep/results.yaml). Judged by the same two rules, among the
+run stands in the config that the command above names. Judged by the same two rules, among the
 variants run.
 """
 _SHIFTS = """\
