@@ -74,7 +74,9 @@ def draw_curves(curves: Curves) -> bytes:
 def shown_panels(curves: Curves) -> dict[str, str]:
     """Metric -> title of what there is to draw: a sweep may be about some families, and of one the mean is itself."""
     shown = {m: t for m, t in CURVES.items() if any(any(of_seeds) for of_seeds in curves.get(m, {}).values())}
-    return dict([*shown.items()][1:]) if len(shown) == 2 else shown
+    if len(shown) == 2:
+        shown.pop("val/own", None)
+    return shown
 
 
 def draw_cure(variants: Sequence[Variant], *, best: Estimate | None) -> bytes:
