@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from omni_model.curriculum import CourseConfig, Lesson, Load, Stage, StageError, Step, run_course
+from omni_model.device import ready_device
 from omni_model.folder import Preparation, load_backbone, save_folder
 from omni_model.methods import make_method
 from omni_model.perception import Shown, Words
@@ -50,6 +51,10 @@ class BaseConfig:
     """What an earlier run left after the stage before `first_stage`; its history is kept."""
     first_stage: str | None = None
     """With `resume_dir`: the stage to go on with."""
+    last_stage: str | None = None
+    """The stage to end with; None for all."""
+    device: str = "auto"
+    """`auto` takes a GPU where there is one."""
 
 
 CONFIG = BaseConfig
@@ -146,6 +151,8 @@ def teach_base(config: BaseConfig, seed: int) -> None:
         load=_loader(config),
         words=_WORDS,
         first_stage=config.first_stage,
+        last_stage=config.last_stage,
+        device=ready_device(config.device),
     )
     _write_card(config, seed, history)
 

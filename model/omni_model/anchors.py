@@ -85,7 +85,7 @@ class AnchorEncoder:
             torch.cat([norm_weighted_pool(v, self.num_visual), norm_weighted_pool(a, self.num_audio)])
             for v, a in encode_each(self.backbone, pieces, device=self.device)
         ]
-        return torch.stack(pooled).cpu().numpy()
+        return torch.stack(pooled).numpy()
 
 
 def build_clip_encoder(
@@ -115,10 +115,11 @@ def build_clip_encoder(
 def encode_each(
     backbone: QwenOmniBackbone, media: Sequence[Media], *, device: str = "cpu"
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Visual and audio features (N, D) of each clip, all through the towers in one go."""
+    """Visual and audio features (N, D) of each clip, on the CPU; all through the towers on `device` in one go."""
     encoded = backbone.encode(_to(join_media(media), device))
-    visual = encoded.visual_ND.split([m.num_visual_tokens for m in media])
-    audio = encoded.audio_ND.split([m.num_audio_tokens for m in media])
+    # Fetched whole: piece by piece a GPU would be asked hundreds of times.
+    visual = encoded.visual_ND.cpu().split([m.num_visual_tokens for m in media])
+    audio = encoded.audio_ND.cpu().split([m.num_audio_tokens for m in media])
     return list(zip(visual, audio, strict=True))
 
 

@@ -48,7 +48,6 @@ class Stage:
     """Every second answer stands after the word that begins it in post-training, so that it can be given there too."""
     perception_weight: float = 0.0
     """Weight of naming each moment straight from the towers (`perception.py`)."""
-    learning_rate: float = 2e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +56,7 @@ class CourseConfig:
 
     stages: tuple[Stage, ...]
     clips_per_step: int = 16
+    learning_rate: float = 2e-3
     warmup_steps: int = 100
     """Of every stage; the optimizer starts anew with each."""
     weight_decay: float = 0.05
@@ -154,17 +154,22 @@ def run_course(
     load: Load = map,
     words: Words | None = None,
     first_stage: str | None = None,
+    last_stage: str | None = None,
+    device: str = "cpu",
 ) -> dict[str, float]:
-    """Take the model through all stages, or from `first_stage` on; returns the last held-out accuracies by family.
+    """Take the model through all stages, or from `first_stage` to `last_stage`; returns the last held-out accuracies by
+    family.
 
     A stage begins with a new optimizer and clips of its own, so that going on from what the stage before left is as
-    good as one run. `words` are needed where a stage has a `perception_weight`. Raises `StageError` where a gate is not
-    reached, `ValueError` for a stage that is not in the course.
+    good as one run. `words` are needed where a stage has a `perception_weight`. The backbone stays on `device`. Raises
+    `StageError` where a gate is not reached, `ValueError` for a stage that is not in the course.
     """
     names = [stage.name for stage in config.stages]
-    if first_stage is not None and first_stage not in names:
-        raise ValueError(f"the course has no stage {first_stage!r}; it has {', '.join(names)}")
-    perception = None if words is None else Perception(backbone.width, words)
+    for name in (first_stage, last_stage):
+        if name is not None and name not in names:
+            raise ValueError(f"the course has no stage {name!r}; it has {', '.join(names)}")
+    backbone.to(device)
+    perception = None if words is None else Perception(backbone.width, words).to(device)
     figures: dict[str, float] = {}
     first, begun = 0, first_stage is None
     for stage in config.stages:
@@ -176,8 +181,10 @@ def run_course(
         maker = BatchMaker(packer, config.clips_per_step, first)
         steps = load(maker, range(stage.max_clips // config.clips_per_step))
         held_out = [packer(-1 - i) for i in range(config.eval_clips)]
-        figures = _run_stage(backbone, perception, stage, config, steps, held_out, report)
+        figures = _run_stage(backbone, perception, stage, config, steps, held_out, report, device)
         first += stage.max_clips
+        if stage.name == last_stage:
+            break
     return figures
 
 
@@ -189,29 +196,32 @@ def _run_stage(
     steps: Iterator[Step],
     held_out: Sequence[Packed],
     report: Report,
+    device: str,
 ) -> dict[str, float]:
     if perception is None and stage.perception_weight:
         raise ValueError(f"stage {stage.name} has a perception_weight, and nobody told the words that it needs")
     learned = [*backbone.parameters(), *(perception.parameters() if perception is not None else ())]
-    optimizer = torch.optim.AdamW(learned, lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay)
-    started, losses, figures = time.monotonic(), [], {}
+    optimizer = torch.optim.AdamW(learned, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+    started, figures = time.monotonic(), {}
+    losses: list[torch.Tensor] = []
     for number, step in enumerate(steps, start=1):
         for group in optimizer.param_groups:
-            group["lr"] = stage.learning_rate * min(1.0, number / config.warmup_steps)
-        loss, _, encoded = packed_loss(backbone, step.batch)
+            group["lr"] = config.learning_rate * min(1.0, number / config.warmup_steps)
+        batch = step.batch.to(device)
+        loss, _, encoded = packed_loss(backbone, batch)
         if perception is not None and stage.perception_weight:
-            loss = loss + stage.perception_weight * perception(encoded, step.batch, step.shown)
+            loss = loss + stage.perception_weight * perception(encoded, batch, step.shown)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(learned, config.max_grad_norm)
         optimizer.step()
-        losses.append(loss.item())
+        losses.append(loss.detach())
         clips = number * config.clips_per_step
         if clips % config.eval_every_clips >= config.clips_per_step:
             continue
-        figures = accuracy_by_family(backbone, held_out, config.clips_per_step)
+        figures = accuracy_by_family(backbone, held_out, config.clips_per_step, device=device)
         speed = clips / (time.monotonic() - started)
-        report(stage.name, clips, {"loss": sum(losses) / len(losses), "clips_per_s": speed, **figures})
+        report(stage.name, clips, {"loss": torch.stack(losses).mean().item(), "clips_per_s": speed, **figures})
         losses = []
         if all(figures[family] >= gate for family, gate in stage.until.items()):
             return figures
@@ -238,13 +248,15 @@ def run_packed(backbone: QwenOmniBackbone, batch: Batch) -> tuple[torch.Tensor, 
 
 
 @torch.no_grad()
-def accuracy_by_family(backbone: QwenOmniBackbone, lessons: Sequence[Packed], rows: int) -> dict[str, float]:
+def accuracy_by_family(
+    backbone: QwenOmniBackbone, lessons: Sequence[Packed], rows: int, *, device: str = "cpu"
+) -> dict[str, float]:
     """Share of answer tokens predicted right, the earlier ones given; the end of turn does not count."""
     hits: dict[str, list[float]] = defaultdict(list)
     for start in range(0, len(lessons), rows):
         part = lessons[start : start + rows]
-        _, right_BL, _ = packed_loss(backbone, collate([lesson.plan for lesson in part]))
-        for lesson, right_L in zip(part, right_BL, strict=True):
+        _, right_BL, _ = packed_loss(backbone, collate([lesson.plan for lesson in part]).to(device))
+        for lesson, right_L in zip(part, right_BL.cpu(), strict=True):
             plan = lesson.plan
             counts = (plan.labels != IGNORE) & (plan.labels.roll(-1) != IGNORE)
             for block, family in enumerate(lesson.families, start=1):

@@ -8,6 +8,7 @@ at, in half precision, and the questions themselves.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -70,8 +71,10 @@ class EncodedQuestions:
 
 
 @torch.inference_mode()
-def encode_clips(backbone: QwenOmniBackbone, clips: Sequence[RawClip]) -> list[EncodedQuestions]:
-    """Run clips and their segments through the towers, all in one go."""
+def encode_clips(
+    backbone: QwenOmniBackbone, clips: Sequence[RawClip], *, device: str = "cpu"
+) -> list[EncodedQuestions]:
+    """Run clips and their segments through the towers, all in one go; `device` is the backbone's."""
     spans = [_spans(clip) for clip in clips]
     wholes = [prepare_media(c.frames, sample_fps=c.sample_fps, waveform=c.waveform) for c in clips]
     pieces = [
@@ -79,11 +82,11 @@ def encode_clips(backbone: QwenOmniBackbone, clips: Sequence[RawClip]) -> list[E
         for clip, of_clip in zip(clips, spans, strict=True)
         for span in of_clip
     ]
-    whole_features = encode_each(backbone, wholes)
-    piece_features = iter(encode_each(backbone, pieces) if pieces else [])
+    whole_features = encode_each(backbone, wholes, device=device)
+    piece_features = iter(encode_each(backbone, pieces, device=device) if pieces else [])
     encoded = []
     for clip, media, of_clip, (visual, audio) in zip(clips, wholes, spans, whole_features, strict=True):
-        features = [next(piece_features) for _ in of_clip]
+        features = list(itertools.islice(piece_features, len(of_clip)))
         encoded.append(
             EncodedQuestions(
                 clip_id=clip.clip_id,

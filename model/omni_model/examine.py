@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from omni_model.anchors import AnchorEncoder
+from omni_model.device import pick_device
 from omni_model.folder import load_folder
 from omni_model.generate import Rollout
 from omni_model.measures import measure, summarise_measures
@@ -52,8 +53,7 @@ class Examiner:
         unknown = set(conditions) - set(ALL_CONDITIONS)
         if unknown:
             raise ValueError(f"unknown conditions {sorted(unknown)}; known: {', '.join(ALL_CONDITIONS)}")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = pick_device(device)
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
         self._model = load_folder(folder, dtype=dtype)
         self._reasoner = Reasoner(self._model, device)

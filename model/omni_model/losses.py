@@ -1,7 +1,7 @@
 """The losses as pure functions, each with its reduction in its docstring and no weight of its own."""
 
 # B = rows, L = positions, P = phases, K = slots, D = width, V = vocabulary, N = latents' phases, M = other segments,
-# C = candidates.
+# C = candidates, S = segments, T = moments of a segment.
 
 from __future__ import annotations
 
@@ -83,15 +83,16 @@ def contrastive_loss(
     return F.cross_entropy(scores_KNC.flatten(0, 1), own.flatten())
 
 
-def sync_loss(visual_TD: torch.Tensor, audio_TD: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Symmetric InfoNCE between a segment's two modalities (LatentOmni Eq. 4), mean over its T moments.
+def sync_loss(visual_STD: torch.Tensor, audio_STD: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Symmetric InfoNCE between the two modalities of each segment (LatentOmni Eq. 4), mean over segments and their T
+    moments.
 
     Rows of one index belong together; the other moments of the segment are the negatives. `scale` is the inverse
     temperature.
     """
-    scores_TT = scale * F.normalize(visual_TD, dim=-1) @ F.normalize(audio_TD, dim=-1).T
-    own = torch.arange(len(scores_TT), device=scores_TT.device)
-    return (F.cross_entropy(scores_TT, own) + F.cross_entropy(scores_TT.T, own)) / 2
+    scores_STT = scale * F.normalize(visual_STD, dim=-1) @ F.normalize(audio_STD, dim=-1).mT
+    own = torch.arange(scores_STT.shape[-1], device=scores_STT.device).repeat(len(scores_STT))
+    return (F.cross_entropy(scores_STT.flatten(0, 1), own) + F.cross_entropy(scores_STT.mT.flatten(0, 1), own)) / 2
 
 
 def _mean_over_phases(per_slot_BPK: torch.Tensor, present_BP: torch.Tensor) -> torch.Tensor:

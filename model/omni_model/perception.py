@@ -51,16 +51,25 @@ class Perception(nn.Module):
         moments = [(row, moment) for row, of_row in enumerate(shown) for moment in of_row]
         if not moments:
             return encoded.visual_ND.sum() * 0.0
-        visual_SD = torch.stack([_mean(encoded.visual_ND, Kind.VISUAL, batch, *at) for at in moments])
-        audio_SD = torch.stack([_mean(encoded.audio_ND, Kind.AUDIO, batch, *at) for at in moments])
-        wanted_visual = torch.tensor([moment.visual for _, moment in moments])
-        wanted_audio = torch.tensor([moment.audio for _, moment in moments])
+        device = encoded.visual_ND.device
+        row_S = torch.tensor([row for row, _ in moments], device=device)
+        span_S2 = torch.tensor([(moment.start_s, moment.end_s) for _, moment in moments], device=device)
+        visual_SD = _means(encoded.visual_ND, Kind.VISUAL, batch, row_S, span_S2)
+        audio_SD = _means(encoded.audio_ND, Kind.AUDIO, batch, row_S, span_S2)
+        wanted_visual = torch.tensor([moment.visual for _, moment in moments], device=device)
+        wanted_audio = torch.tensor([moment.audio for _, moment in moments], device=device)
         terms = [F.cross_entropy(head(visual_SD), wanted_visual[:, i]) for i, head in enumerate(self.visual)]
         terms += [F.cross_entropy(head(audio_SD), wanted_audio[:, i]) for i, head in enumerate(self.audio)]
         return torch.stack(terms).mean()
 
 
-def _mean(features_ND: torch.Tensor, kind: Kind, batch: Batch, row: int, moment: Shown) -> torch.Tensor:
-    times_L = batch.times_s_BL[row]
-    inside_L = (batch.kinds_BL[row] == kind) & (times_L >= moment.start_s - 1e-4) & (times_L < moment.end_s - 1e-4)
-    return features_ND[batch.source_BL[row, inside_L]].mean(0)
+def _means(
+    features_ND: torch.Tensor, kind: Kind, batch: Batch, row_S: torch.Tensor, span_S2: torch.Tensor
+) -> torch.Tensor:
+    """Mean feature of every moment: (S, D)."""
+    times_SL, (start_S1, end_S1) = batch.times_s_BL[row_S], span_S2[:, :, None].unbind(1)
+    inside_SL = (batch.kinds_BL[row_S] == kind) & (times_SL >= start_S1 - 1e-4) & (times_SL < end_S1 - 1e-4)
+    moment_N, position_N = inside_SL.nonzero(as_tuple=True)
+    features = features_ND[batch.source_BL[row_S[moment_N], position_N]]
+    sums_SD = features.new_zeros(len(row_S), features.shape[1]).index_add(0, moment_N, features)
+    return sums_SD / inside_SL.sum(1, keepdim=True)

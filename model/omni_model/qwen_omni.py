@@ -13,6 +13,7 @@ from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
 from omni_model.batch import Encoded, MediaBatch
 from omni_model.keyvalues import Cache, Pair
+from omni_model.tower_attention import TOWER_ATTENTION
 
 
 class QwenOmniBackbone(nn.Module):
@@ -21,6 +22,8 @@ class QwenOmniBackbone(nn.Module):
     def __init__(self, thinker: Qwen2_5OmniThinkerForConditionalGeneration) -> None:
         super().__init__()
         self.thinker = thinker
+        for tower in (thinker.model.visual, thinker.model.audio_tower):
+            tower.config._attn_implementation = TOWER_ATTENTION
         self.width: int = thinker.config.get_text_config().hidden_size
         self.recompute = False
         """Keep only what enters each layer of the language model, and run the layer again in the backward pass."""

@@ -66,15 +66,18 @@ def train(
     *,
     every: int,
     report: Report,
+    device: str = "cpu",
 ) -> Learner:
     """Train a method from a loaded base; `report` is called every so many steps and at the end.
+
+    The learner stays on `device`.
 
     Raises `ValueError` where no question is left to learn from.
     """
     torch.manual_seed(config.seed)
     if config.markers_like is not None:
         start_markers_like(loaded, config.markers_like)
-    learner = Learner(loaded.backbone, method).train()
+    learner = Learner(loaded.backbone, method).to(device).train()
     _freeze(learner, config.train_parts)
     kept = chosen(clips, config.families, config.num_clips)
     lessons = Lessons(loaded, method, kept, questions_per_clip=config.questions_per_clip)
@@ -82,20 +85,21 @@ def train(
     optimizer = torch.optim.AdamW(
         _groups(learner, config.weight_decay), lr=config.learning_rate, betas=(0.9, config.adam_beta2)
     )
-    sums: dict[str, float] = {}
+    sums: dict[str, torch.Tensor] = {}
     for step in range(config.steps):
         learner.begin_step(step, config.steps)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _share_of_peak(step, config)
-        terms = learner(lessons.batch(order[step], draw=(config.seed, step)))
+        terms = learner(lessons.batch(order[step], draw=(config.seed, step)).to(device))
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         nn.utils.clip_grad_norm_(learner.parameters(), config.max_grad_norm)
         optimizer.step()
-        sums = {name: sums.get(name, 0.0) + float(value.detach()) for name, value in terms.items()}
+        # Added up where they are: a figure that is fetched makes a GPU wait in every step.
+        sums = {name: sums.get(name, 0.0) + value.detach().double() for name, value in terms.items()}
         if (step + 1) % every == 0 or step + 1 == config.steps:
             since = (step % every) + 1
-            report(step + 1, learner, {name: value / since for name, value in sums.items()})
+            report(step + 1, learner, {name: float(value) / since for name, value in sums.items()})
             sums = {}
             learner.train()
     return learner

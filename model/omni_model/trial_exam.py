@@ -46,10 +46,12 @@ def examine_trial(
     config: ExamConfig,
     *,
     blanks: Mapping[tuple[int, int, int], EncodedClip] | None = None,
+    device: str = "cpu",
 ) -> list[dict[str, Any]]:
     """One record a question and condition (`Sitting`); own records of the first clips have `measures`.
 
-    `blanks` holds, by the shape of a clip, what the towers make of black frames and silence, for the blind conditions.
+    `blanks` holds, by the shape of a clip, what the towers make of black frames and silence, for the blind conditions;
+    `device` is the learner's.
     """
     learner.eval()
     model = Exported(loaded=loaded, method=learner.method, heads=learner.heads, preparation=Preparation())
@@ -59,7 +61,7 @@ def examine_trial(
         part = clips[start : start + config.clips_per_batch]
         rows: _Rows = [(clip, sample) for clip in part for sample in clip.samples]
         segments = _segments(rows, learner.method)
-        sitting = _sitting(model, rows, layouts, config, segments)
+        sitting = _sitting(model, rows, layouts, config, segments, device)
         own = sitting.own()
         blind = {which: _blinded(sitting.plans, which, blanks or {}) for which in BLIND if which in config.conditions}
         found = sitting.records(own, config.conditions, blind)
@@ -69,7 +71,9 @@ def examine_trial(
     return records
 
 
-def _sitting(model: Exported, rows: _Rows, layouts: Layouts, config: ExamConfig, segments: _Segments) -> Sitting:
+def _sitting(
+    model: Exported, rows: _Rows, layouts: Layouts, config: ExamConfig, segments: _Segments, device: str
+) -> Sitting:
     nothing = torch.zeros(0, 0, model.loaded.backbone.width)
     return Sitting(
         model=model,
@@ -79,6 +83,7 @@ def _sitting(model: Exported, rows: _Rows, layouts: Layouts, config: ExamConfig,
         anchors=[anchors_of(sample, segments[clip.clip_id]) if segments else nothing for clip, sample in rows],
         max_new_tokens=config.max_new_tokens,
         max_phases=config.max_phases,
+        device=device,
     )
 
 
@@ -118,6 +123,6 @@ def _add_measures(
     if segments:
         looks = [[(look.start_s, look.end_s) for look in sample.looks] for _, sample in rows]
         moments = Moments(sitting.clip_ids, looks, [segments[clip.clip_id] for clip, _ in rows])
-    figures = measure(model.loaded.backbone, model.method, sitting.plans, own, moments=moments)
+    figures = measure(model.loaded.backbone, model.method, sitting.plans, own, moments=moments, device=sitting.device)
     for record, of_row in zip(records, figures, strict=False):
         record["measures"] = of_row

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from omni_model.device import ready_device
 from omni_model.encoded import EncodedQuestions, load_encoded
 from omni_model.examine import summarise
 from omni_model.folder import load_backbone
@@ -60,32 +62,35 @@ def run_trial(
     *,
     report_steps: int,
     held_out: Sequence[str] = (),
+    device: str = "cpu",
 ) -> TrialResult:
     """Train and examine. Tests also ask the families of `held_out`, which no training asks."""
     torch.set_num_threads(1)
+    device = ready_device(device)
     loaded = load_backbone(model_name_or_path)
     method = make_method(trial.method, trial.options)
     validation = _asked(files.validation, trial.families)
     history: list[tuple[int, dict[str, float]]] = []
     curves_s = 0.0
+    examine = partial(examine_trial, loaded, device=device)
 
     def report(step: int, learner: Learner, terms: dict[str, float]) -> None:
         nonlocal curves_s
         begun = time.monotonic()
-        by_type = summarise(examine_trial(loaded, learner, validation, ExamConfig()))["conditions"]["own"]["by_type"]
+        by_type = summarise(examine(learner, validation, ExamConfig()))["conditions"]["own"]["by_type"]
         points = {f"val/{kind}": figure["accuracy"] for kind, figure in by_type.items()}
         points["val/own"] = sum(points.values()) / len(points)
         history.append((step, {f"train/{name}": value for name, value in terms.items()} | points))
         curves_s += time.monotonic() - begun
 
     started = time.monotonic()
-    learner = train(loaded, method, spread(files.train), trial, every=report_steps, report=report)
+    learner = train(loaded, method, spread(files.train), trial, every=report_steps, report=report, device=device)
     trained = time.monotonic()
     families = (*trial.families, *held_out) if trial.families else ()
     blanks = {clip.clip.grid_thw: clip.clip for clip in _read(files.blank)}
-    records = examine_trial(loaded, learner, _asked(files.test, families), exam, blanks=blanks)
+    records = examine(learner, _asked(files.test, families), exam, blanks=blanks)
     shifts = {
-        name: summarise(examine_trial(loaded, learner, _asked((of_shift,), families), ExamConfig()))
+        name: summarise(examine(learner, _asked((of_shift,), families), ExamConfig()))
         for name, of_shift in files.shifted.items()
     }
     return TrialResult(

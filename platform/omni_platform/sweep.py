@@ -104,13 +104,13 @@ def run_sweep(
     return Sweep(done=len(missing) - len(failed), skipped=len(cells) - len(missing), failed=failed)
 
 
-def make_files(missing: Mapping[str, Recipe], *, desc: str) -> None:
+def make_files(missing: Mapping[str, Recipe], *, desc: str, gpus_per_file: float = 0.0) -> None:
     """Make files side by side on the cluster, each at its path by its recipe.
 
     A file must appear when it is complete, so that an interrupted call goes on with those that are missing.
     """
     tasks = [
-        ray.remote(num_cpus=1)(make).remote(path, *given)  # type: ignore[call-arg]
+        ray.remote(num_cpus=1, num_gpus=gpus_per_file)(make).remote(path, *given)  # type: ignore[call-arg]
         for path, (make, given) in missing.items()
         if not storage.exists(path)
     ]

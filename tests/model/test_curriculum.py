@@ -194,6 +194,16 @@ def test_a_course_can_go_on_from_a_stage(new_backbone, tokenizer, vocabulary, te
         run_course(new_backbone(), tokenizer, vocabulary, course, **options, first_stage="third")
 
 
+def test_a_course_can_end_with_a_stage(new_backbone, tokenizer, vocabulary, teach):
+    course = replace(COURSE, stages=(STAGE, replace(STAGE, name="second")))
+    reports = []
+    options = {"teach": teach, "report": lambda *seen: reports.append(seen)}
+    run_course(new_backbone(), tokenizer, vocabulary, course, **options, last_stage="first")
+    assert {name for name, *_ in reports} == {"first"}
+    with pytest.raises(ValueError, match="the course has no stage 'third'; it has first, second"):
+        run_course(new_backbone(), tokenizer, vocabulary, course, **options, last_stage="third")
+
+
 def test_perception_adds_its_weighted_loss(new_backbone, tokenizer, vocabulary, teach):
     """To the loss of every step, beside the answers'."""
     words = Words(visual=(2,), audio=(2,))

@@ -189,6 +189,6 @@ def test_sync_loss_by_hand():
     by_visual = [row_loss(scores[t], t) for t in range(2)]
     by_audio = [row_loss([scores[0][t], scores[1][t]], t) for t in range(2)]
     expected = (sum(by_visual) + sum(by_audio)) / 4
-    assert float(sync_loss(visual, audio, torch.tensor(scale))) == pytest.approx(expected, rel=1e-5)
-    swapped = sync_loss(audio, visual, torch.tensor(scale))
+    assert float(sync_loss(visual[None], audio[None], torch.tensor(scale))) == pytest.approx(expected, rel=1e-5)
+    swapped = sync_loss(torch.stack([audio] * 3), torch.stack([visual] * 3), torch.tensor(scale))
     assert float(swapped) == pytest.approx(expected, rel=1e-5)

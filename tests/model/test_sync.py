@@ -79,7 +79,7 @@ def test_the_sync_loss_is_the_mean_over_looks_of_their_own_seconds(backbone, lat
             moments = 4 * (end - start)
             visual = norm_weighted_pool(heads.sync.visual(encoded.visual_ND[4 * start : 4 * end]), moments)
             audio = norm_weighted_pool(heads.sync.audio(encoded.audio_ND[25 * start : 25 * end]), moments)
-            terms.append(sync_loss(visual, audio, heads.sync.scale))
+            terms.append(sync_loss(visual[None], audio[None], heads.sync.scale))
     ours = method.losses(heads, outcome, batch)["sync"]
     torch.testing.assert_close(ours, torch.stack(terms).mean(), atol=1e-4, rtol=1e-4)
 
@@ -142,7 +142,7 @@ def test_a_segment_has_as_many_moments_as_its_scarcer_sense_but_at_most_forty(
     )
     outcome = unroll(backbone, heads.feedback, batch, method.unroll, training=True)
     made = []
-    compared = lambda v, a, scale: made.append((len(v), len(a))) or sync_loss(v, a, scale)  # noqa: E731
+    compared = lambda v, a, scale: made.append((v.shape[1], a.shape[1])) or sync_loss(v, a, scale)  # noqa: E731
     monkeypatch.setattr("omni_model.methods.latent_omni.sync_loss", compared)
     method.losses(heads, outcome, batch)
     assert made == [(16, 16), (32, 32), (40, 40)]

@@ -51,8 +51,8 @@ def real_clip() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    """A Ray of this module's own."""
-    start_ray(num_cpus=2, object_store_memory_bytes=200_000_000)
+    """A Ray of this module's own, with a GPU in name: whoever asks for a share gets it, and nothing computes there."""
+    start_ray(num_cpus=2, num_gpus=1, object_store_memory_bytes=200_000_000)
     yield
     ray.shutdown()
 

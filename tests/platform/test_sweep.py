@@ -158,6 +158,24 @@ def test_only_missing_files_are_made(tmp_path):
         make_files({str(tmp_path / "never.txt"): (_write, ("broken",))}, desc="files")
 
 
+def _share(path: str) -> None:
+    Path(path).write_text(str(ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)))
+
+
+def _work_with_a_share(cell: Cell) -> Outcome:
+    return Outcome(result={"share": float(ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0))})
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_cells_and_files_ask_for_their_share_of_a_gpu(tmp_path, share):
+    make_files({str(tmp_path / "file"): (_share, ())}, desc="files", gpus_per_file=share)
+    assert (tmp_path / "file").read_text() == str(share)
+    cells, place = _cells(tmp_path, "sft"), _place(tmp_path)
+    run_sweep(cells, _work_with_a_share, place, gpus_per_cell=share)
+    assert json.loads(Path(result_uri(place, cells[0])).read_text()) == {"share": share}
+
+
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_with_the_cells_that_are_missing(tmp_path):
     """Every process of the job at once, while one cell is done and another is at work."""

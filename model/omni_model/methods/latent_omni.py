@@ -1,6 +1,7 @@
 """LatentOmni (arXiv 2605.22012): trigger, K latent slots anchored in a moment of the clip, forced stop, then words."""
 
-# B = rows, P = phases, K = slots, D = model width, N = features of a segment, T = moments of a segment.
+# B = rows, P = phases, K = slots, D = model width, N = features of a segment, S = segments,
+# L = positions.
 
 from __future__ import annotations
 
@@ -164,8 +165,7 @@ class LatentOmni:
         The features are those of the sequence itself, not of a clip encoded apart: they carry gradient into the
         towers, so the loss can change the model. Segments with fewer than two tokens of a modality are left out.
         """
-        segments = [_segment_features(outcome, batch, *at) for at in outcome.present_BP.nonzero().tolist()]
-        usable = [(visual, audio) for visual, audio in segments if min(len(visual), len(audio)) >= 2]
+        usable = [pair for pair in _segment_features(outcome, batch) if min(map(len, pair)) >= 2]
         # Every worker uses the same weights in every step, also on the way back, or exchanges would not match: what
         # stands for no segment hangs on the towers as a segment does.
         encoded = outcome.encoded
@@ -175,25 +175,35 @@ class LatentOmni:
             visual, audio = [v.detach() for v in visual], [a.detach() for a in audio]
         visual_ND, audio_ND, scale = heads(torch.cat(visual), torch.cat(audio))
         projected = zip(_split_like(visual_ND, visual), _split_like(audio_ND, audio), strict=True)
-        terms = [_sync_of_segment(v_ND, a_ND, scale) for v_ND, a_ND in projected]
-        return torch.stack(terms).mean() * float(bool(usable))
+        # Segments of one shape together: one by one they would be thousands of small kernels.
+        shapes: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        for v_ND, a_ND in projected:
+            shapes.setdefault((len(v_ND), len(a_ND)), []).append((v_ND, a_ND))
+        terms = []
+        for alike in shapes.values():
+            visual_SND, audio_SND = (torch.stack(of_sense) for of_sense in zip(*alike, strict=True))
+            terms.append(len(alike) * _sync_of_segments(visual_SND, audio_SND, scale))
+        return torch.stack(terms).sum() / len(visual) * float(bool(usable))
 
 
 def _split_like(joined_ND: torch.Tensor, pieces: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
     return joined_ND.split([len(piece) for piece in pieces])
 
 
-def _sync_of_segment(visual_ND: torch.Tensor, audio_ND: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Both senses pooled to as many moments as the scarcer one has features, at most 40."""
-    moments = min(_MAX_MOMENTS, len(visual_ND), len(audio_ND))
-    return sync_loss(norm_weighted_pool(visual_ND, moments), norm_weighted_pool(audio_ND, moments), scale)
+def _sync_of_segments(visual_SND: torch.Tensor, audio_SND: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Both senses pooled to as many moments as the scarcer one has features, at most 40; mean over segments."""
+    moments = min(_MAX_MOMENTS, visual_SND.shape[1], audio_SND.shape[1])
+    return sync_loss(norm_weighted_pool(visual_SND, moments), norm_weighted_pool(audio_SND, moments), scale)
 
 
-def _segment_features(outcome: Unrolled, batch: Batch, row: int, phase: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The row's own visual and audio features whose time lies in the phase's segment, in token order."""
-    start_s, end_s = batch.looks_s_BP2[row, phase].tolist()
-    times, kinds, source = batch.times_s_BL[row], batch.kinds_BL[row], batch.source_BL[row]
-    inside = (times >= start_s) & (times < end_s)
-    visual = outcome.encoded.visual_ND[source[inside & (kinds == Kind.VISUAL)]]
-    audio = outcome.encoded.audio_ND[source[inside & (kinds == Kind.AUDIO)]]
-    return visual, audio
+def _segment_features(outcome: Unrolled, batch: Batch) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Of every phase the row's own visual and audio features whose time lies in its segment, in token order."""
+    row_S, phase_S = outcome.present_BP.nonzero(as_tuple=True)
+    start_S1, end_S1 = batch.looks_s_BP2[row_S, phase_S][:, :, None].unbind(1)
+    times_SL = batch.times_s_BL[row_S]
+    inside_SL = (times_SL >= start_S1) & (times_SL < end_S1)
+    pieces = []
+    for kind, features_ND in ((Kind.VISUAL, outcome.encoded.visual_ND), (Kind.AUDIO, outcome.encoded.audio_ND)):
+        taken_SL = inside_SL & (batch.kinds_BL[row_S] == kind)
+        pieces.append(features_ND[batch.source_BL[row_S][taken_SL]].split(taken_SL.sum(1).tolist()))
+    return list(zip(*pieces, strict=True))
