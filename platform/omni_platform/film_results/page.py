@@ -44,7 +44,7 @@ def render_page(
         "### Where the answer can be read off\n" + _READING + "\n" + probe_tables.reading_table(made),
         # The plan's missing variants too: without them there is no verdict.
         f"## The cure\n{_CURE}\n![Own and another clip's latents]({CURE_PICTURE})\n\n" + tables.cure_table(variants),
-        *(["## Other families\n" + _FURTHER + "\n" + tables.further_table(further)] if further else []),
+        *(["## Other sweeps\n" + _FURTHER + "\n" + tables.further_table(further)] if further else []),
         "## Other tests than training\n" + _SHIFTS + "\n" + tables.shift_table(made),
         "### A family that no training asks\n" + tables.held_out_table(made, ceilings),
         "## Fewer clips\n" + _FEW + "\n" + tables.few_table(variants),
@@ -64,7 +64,7 @@ def words_of(page: str) -> str:
 _HEAD = """\
 # The film: do latents matter, and do they help?
 
-Every variant begins with the toy base and sees the same clips in the same steps; answers are free-running and
+Every variant begins with the same base and sees the same clips in the same steps; answers are free-running and
 greedy, on test clips that no training has seen. What a variant is stands in [the sweep's
 config]({config}). All tables, both pictures and [film.json](film.json) are made from
 MLflow by
@@ -114,9 +114,8 @@ seed). Fewer than three seeds, of the variant or of any it is compared with: no 
 clips (`_few`) or twice the steps (`_double`) are compared with each other only.
 """
 _FURTHER = """\
-Sweeps of their own from the same base, on other families or other clips, all variants in as many steps; how each was
-run stands in the config that the command above names. Judged by the same two rules, among the
-variants run.
+Sweeps of their own, on other families or other clips or from another base, all variants of one in as many steps; how
+each was run stands in the config that the command above names. Judged by the same two rules, among the variants run.
 """
 _SHIFTS = """\
 Means of the five families about shots. *Longer*: nine shots instead of six. *Noise*: in picture and sound. *Frame
