@@ -1,13 +1,15 @@
-"""Attention of the towers over all sequences of a batch at once.
+"""Attention of the towers over all sequences of one length at once.
 
 The stock towers lay all clips one after the other and, without a flash kernel, attend to one sequence at a time: some
 thousand small kernels a step, which a GPU waits for longer than it computes. This one is given to them by the stock
-registry and computes the same in one call.
+registry and computes the same in one call for each length.
 """
 
-# S = sequences, T = their positions in all, M = positions of the longest, H = heads, E = width of a head.
+# S = sequences of one length M, T = positions of all sequences, H = heads, E = width of a head.
 
 from __future__ import annotations
+
+from collections import defaultdict
 
 import torch
 import torch.nn.functional as F
@@ -27,28 +29,26 @@ def attend(
     *,
     scaling: float,
     cu_seq_lens_q: torch.Tensor,
-    max_length_q: int,
     dropout: float = 0.0,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """Every position attends to its own sequence: (1, H, T, E) each to (1, T, H, E).
 
-    `cu_seq_lens_q` (S + 1,) says where sequences begin; shorter ones are padded for the call.
+    `cu_seq_lens_q` (S + 1,) says where sequences begin. Those of one length are one call: nothing is padded, because
+    one large picture among many small ones would make all of them large.
     """
-    heads, total, width = query.shape[1:]
-    starts_S, sequences = cu_seq_lens_q[:-1, None], len(cu_seq_lens_q) - 1
-    if sequences * max_length_q == total:
-        alike = (x[0].unflatten(1, (sequences, max_length_q)).transpose(0, 1) for x in (query, key, value))
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for sequence, length in enumerate(cu_seq_lens_q.diff().tolist()):
+        by_length[length].append(sequence)
+    places, outs = [], []
+    for length, sequences in by_length.items():
+        starts_S = cu_seq_lens_q[:-1][torch.tensor(sequences, device=query.device)]
+        place_SM = starts_S[:, None] + torch.arange(length, device=query.device)
+        alike = (x[0][:, place_SM].transpose(0, 1) for x in (query, key, value))
         out_SHME = F.scaled_dot_product_attention(*alike, dropout_p=dropout, scale=scaling)
-        return out_SHME.transpose(1, 2).reshape(1, total, heads, width), None
-    index_SM = starts_S + torch.arange(max_length_q, device=query.device)
-    there_SM = index_SM < cu_seq_lens_q[1:, None]
-    place_SM = torch.where(there_SM, index_SM, 0)
-    padded = (x[0][:, place_SM].transpose(0, 1) for x in (query, key, value))
-    out_SHME = F.scaled_dot_product_attention(
-        *padded, attn_mask=there_SM[:, None, None], dropout_p=dropout, scale=scaling
-    )
-    return out_SHME.transpose(1, 2)[there_SM][None], None
+        places.append(place_SM.flatten())
+        outs.append(out_SHME.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outs)[torch.cat(places).argsort()][None], None
 
 
 AttentionInterface.register(TOWER_ATTENTION, attend)
