@@ -118,7 +118,7 @@ Sweeps of their own, on other families or other clips or from another base, all 
 each was run stands in the config that the command above names. Judged by the same two rules, among the variants run.
 """
 _SHIFTS = """\
-Means of the five families about shots. *Longer*: nine shots instead of six. *Noise*: in picture and sound. *Frame
+Means of the families asked. *Longer*: nine shots instead of six. *Noise*: in picture and sound. *Frame
 rate*: three frames a second. Intervals of shifted tests take seeds to be right on the same questions as far as they
 can be, which makes them the widest.
 """
