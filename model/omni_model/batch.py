@@ -1,6 +1,7 @@
 """Several plans as one batch, padded on the right."""
 
-# B = rows, L = positions, P = phases (spans) of the row that has most, K = slots of a phase, D = model width.
+# B = rows, L = positions, P = phases (spans) of the row that has most, S = spans asked about, K = slots of a phase,
+# D = model width.
 
 from __future__ import annotations
 
@@ -83,6 +84,11 @@ class Batch:
     @property
     def num_slots(self) -> int:
         return self.num_visual + self.num_audio
+
+    def within(self, kind: Kind, row_S: torch.Tensor, span_S2: torch.Tensor) -> torch.Tensor:
+        """bool (S, L): the position of row `row_S` is of the kind, and its time lies in [start, end) seconds."""
+        times_SL, (start_S1, end_S1) = self.times_s_BL[row_S], span_S2[:, :, None].unbind(1)
+        return (self.kinds_BL[row_S] == kind) & (times_SL >= start_S1) & (times_SL < end_S1)
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device."""

@@ -67,8 +67,7 @@ def _means(
     features_ND: torch.Tensor, kind: Kind, batch: Batch, row_S: torch.Tensor, span_S2: torch.Tensor
 ) -> torch.Tensor:
     """Mean feature of every moment: (S, D)."""
-    times_SL, (start_S1, end_S1) = batch.times_s_BL[row_S], span_S2[:, :, None].unbind(1)
-    inside_SL = (batch.kinds_BL[row_S] == kind) & (times_SL >= start_S1 - 1e-4) & (times_SL < end_S1 - 1e-4)
+    inside_SL = batch.within(kind, row_S, span_S2 - 1e-4)
     moment_N, position_N = inside_SL.nonzero(as_tuple=True)
     features = features_ND[batch.source_BL[row_S[moment_N], position_N]]
     sums_SD = features.new_zeros(len(row_S), features.shape[1]).index_add(0, moment_N, features)

@@ -70,9 +70,7 @@ def train(
 ) -> Learner:
     """Train a method from a loaded base; `report` is called every so many steps and at the end.
 
-    The learner stays on `device`.
-
-    Raises `ValueError` where no question is left to learn from.
+    The learner stays on `device`. Raises `ValueError` where no question is left to learn from.
     """
     torch.manual_seed(config.seed)
     if config.markers_like is not None:

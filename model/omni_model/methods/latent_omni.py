@@ -199,11 +199,9 @@ def _sync_of_segments(visual_SND: torch.Tensor, audio_SND: torch.Tensor, scale: 
 def _segment_features(outcome: Unrolled, batch: Batch) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Of every phase the row's own visual and audio features whose time lies in its segment, in token order."""
     row_S, phase_S = outcome.present_BP.nonzero(as_tuple=True)
-    start_S1, end_S1 = batch.looks_s_BP2[row_S, phase_S][:, :, None].unbind(1)
-    times_SL = batch.times_s_BL[row_S]
-    inside_SL = (times_SL >= start_S1) & (times_SL < end_S1)
+    span_S2 = batch.looks_s_BP2[row_S, phase_S]
     pieces = []
     for kind, features_ND in ((Kind.VISUAL, outcome.encoded.visual_ND), (Kind.AUDIO, outcome.encoded.audio_ND)):
-        taken_SL = inside_SL & (batch.kinds_BL[row_S] == kind)
+        taken_SL = batch.within(kind, row_S, span_S2)
         pieces.append(features_ND[batch.source_BL[row_S][taken_SL]].split(taken_SL.sum(1).tolist()))
     return list(zip(*pieces, strict=True))
