@@ -63,12 +63,12 @@ LARGE_FILM := "scenes={families: [colour_n_after_tone]}" film.train=30000 film.t
 	"exam.conditions=[own,no_audio,no_video,neither,latents_zero,latents_noise,latents_other,latents_gold,span_removed]" \
 	"only=[sft,text_cot,markers,pause,published,cure,cure_clip,cure_strict]"
 
-outputs/base_23m/card.json: | setup
-	$(PY) jobs/base.py --config jobs/configs/train/tiny_base.yaml $(LARGE_BASE) output_dir=outputs/base_23m
+outputs/base_26m/card.json: | setup
+	$(PY) jobs/base.py --config jobs/configs/train/tiny_base.yaml $(LARGE_BASE) output_dir=outputs/base_26m
 
-evidence-gpu: outputs/base_23m/card.json  ## the main rows and the cure with 23 million weights, on a GPU of 80 GB
+evidence-gpu: outputs/base_26m/card.json  ## the main rows and the cure with 26 million weights, on a GPU of 80 GB
 	$(PY) jobs/sweep.py --config jobs/configs/sweep/film.yaml experiment_name=film-large \
-		model_name_or_path=outputs/base_23m output_dir=outputs/evidence_gpu $(LARGE_FILM)
+		model_name_or_path=outputs/base_26m output_dir=outputs/evidence_gpu $(LARGE_FILM)
 	$(PY) jobs/film_results.py --config jobs/configs/sweep/results.yaml experiment_name=film-large further=[] \
 		tracking_uri=sqlite:///outputs/evidence_gpu/mlflow.db output_dir=outputs/evidence_gpu/pages
 
