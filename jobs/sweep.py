@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from omni_model.device import Precision
 from omni_model.encoded import EncodedQuestions, RawClip, encode_clips, save_encoded
 from omni_model.folder import TINY_BASE, Preparation, load_backbone
 from omni_model.methods import make_method
@@ -61,6 +62,8 @@ class SweepConfig:
     gpus_per_cell: float = 0.0
     """Share of a GPU that a cell takes, and each file of the film while it is encoded; 0 for none. Small models leave a
     GPU mostly idle: with 0.1 ten cells share one."""
+    precision: Precision = "float32"
+    """Of products while a cell learns."""
     tracking_uri: str | None = field(default=None, metadata={"env": "MLFLOW_TRACKING_URI"})
 
 
@@ -113,6 +116,8 @@ def _content(config: SweepConfig, trial: TrialConfig) -> dict[str, Any]:
     content = {"trial": asdict(trial), "exam": asdict(config.exam), "film": film, "base": base}
     if config.scenes:
         content["scenes"] = asdict(config.scenes)
+    if config.precision != "float32":
+        content["precision"] = config.precision
     return json.loads(json.dumps(content))
 
 
@@ -208,6 +213,7 @@ def run_cell(cell: Cell, *, config: SweepConfig, film: Parts) -> Outcome:
         report_steps=config.report_steps,
         held_out=HELD_OUT,
         device=_device(config),
+        precision=config.precision,
     )
     result = {
         "method": trial.method,

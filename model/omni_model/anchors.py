@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from omni_model.batch import join_media
+from omni_model.batch import join_media, moved
 from omni_model.folder import Preparation, load_backbone
 from omni_model.lengths import media_of_shape, sequence_length
 from omni_model.methods.latent_omni import LatentOmni
@@ -116,7 +116,7 @@ def encode_each(
     backbone: QwenOmniBackbone, media: Sequence[Media], *, device: str = "cpu"
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Visual and audio features (N, D) of each clip, on the CPU; all through the towers on `device` in one go."""
-    encoded = backbone.encode(_to(join_media(media), device))
+    encoded = backbone.encode(moved(join_media(media), device))
     # Fetched whole: piece by piece a GPU would be asked hundreds of times.
     visual = encoded.visual_ND.cpu().split([m.num_visual_tokens for m in media])
     audio = encoded.audio_ND.cpu().split([m.num_audio_tokens for m in media])
@@ -132,12 +132,6 @@ def cut_segment(frames: np.ndarray, sample_fps: float, waveform: np.ndarray | No
     if waveform is not None:
         sound = waveform[round(start_s * SAMPLE_RATE_HZ) : round(end_s * SAMPLE_RATE_HZ)]
     return prepare_media(frames[max(first, 0) : last], sample_fps=sample_fps, waveform=sound)
-
-
-def _to(media, device: str):
-    if device == "cpu":
-        return media
-    return type(media)(**{name: value.to(device) for name, value in vars(media).items()})
 
 
 def _fingerprint(backbone: QwenOmniBackbone, shape: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
@@ -92,10 +93,11 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device."""
-        return replace(self, **{f.name: _move(getattr(self, f.name), device) for f in fields(self)})
+        return replace(self, **{f.name: moved(getattr(self, f.name), device) for f in fields(self)})
 
 
-def _move(value, device):
+def moved(value: Any, device: torch.device | str) -> Any:
+    """A tensor, or a part of a batch that is made of tensors, on another device; anything else as it is."""
     if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, (MediaBatch, Encoded, SharedClips)):

@@ -20,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from omni_model.batch import Batch, Encoded, collate
+from omni_model.device import Precision, multiplying_in
 from omni_model.embedding import embed_batch
 from omni_model.losses import learned_positions
 from omni_model.masks import allowed, look_at, with_self
@@ -63,6 +64,7 @@ class CourseConfig:
     max_grad_norm: float = 1.0
     eval_every_clips: int = 800
     eval_clips: int = 128
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,9 +210,10 @@ def _run_stage(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * min(1.0, number / config.warmup_steps)
         batch = step.batch.to(device)
-        loss, _, encoded = packed_loss(backbone, batch)
-        if perception is not None and stage.perception_weight:
-            loss = loss + stage.perception_weight * perception(encoded, batch, step.shown)
+        with multiplying_in(config.precision, device):
+            loss, _, encoded = packed_loss(backbone, batch)
+            if perception is not None and stage.perception_weight:
+                loss = loss + stage.perception_weight * perception(encoded, batch, step.shown)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(learned, config.max_grad_norm)

@@ -1,8 +1,15 @@
-"""Where a model runs, and what is asked of a GPU for training."""
+"""Where a model runs, and how exactly it reckons there."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
 import torch
+
+Precision = Literal["float32", "bfloat16"]
+"""Of products in training; weights and optimizer stay in float32. bfloat16 pays for models of tens of millions of
+weights on CPUs that have instructions for it."""
 
 
 def pick_device(name: str) -> str:
@@ -19,3 +26,15 @@ def ready_device(name: str) -> str:
     if device.startswith("cuda"):
         torch.set_float32_matmul_precision("high")
     return device
+
+
+def weights_dtype(device: str) -> torch.dtype:
+    """Of a model that only answers: bfloat16 on a GPU, float32 elsewhere."""
+    return torch.bfloat16 if device.startswith("cuda") else torch.float32
+
+
+def multiplying_in(precision: Precision, device: str) -> AbstractContextManager[object]:
+    """What the forward pass and the losses run in: torch's autocast for bfloat16, nothing for float32."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from omni_model.anchors import AnchorEncoder
-from omni_model.device import pick_device
+from omni_model.device import pick_device, weights_dtype
 from omni_model.folder import load_folder
 from omni_model.generate import Rollout
 from omni_model.measures import measure, summarise_measures
@@ -54,8 +54,7 @@ class Examiner:
         if unknown:
             raise ValueError(f"unknown conditions {sorted(unknown)}; known: {', '.join(ALL_CONDITIONS)}")
         device = pick_device(device)
-        dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-        self._model = load_folder(folder, dtype=dtype)
+        self._model = load_folder(folder, dtype=weights_dtype(device))
         self._reasoner = Reasoner(self._model, device)
         self._conditions, self._measured, self._device = tuple(conditions), measured, device
         self._max_new_tokens, self._max_phases = max_new_tokens, max_phases

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from omni_model.batch import collate
-from omni_model.device import pick_device
+from omni_model.device import pick_device, weights_dtype
 from omni_model.embedding import embed_batch
 from omni_model.folder import Exported, load_folder
 from omni_model.generate import LatentOverride, Rollout, generate
@@ -196,8 +196,7 @@ class Reasoner:
 def load_reasoner(folder: str | Path, device: str = "auto") -> Reasoner:
     """Load an exported folder; `auto` takes a GPU where there is one."""
     device = pick_device(device)
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    return Reasoner(load_folder(folder, dtype=dtype), device)
+    return Reasoner(load_folder(folder, dtype=weights_dtype(device)), device)
 
 
 def _nearest(

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from omni_model.batch import Batch, collate
+from omni_model.device import Precision, multiplying_in
 from omni_model.encoded import EncodedQuestions, Span
 from omni_model.folder import Loaded, start_markers_like
 from omni_model.learner import Learner
@@ -67,6 +68,7 @@ def train(
     every: int,
     report: Report,
     device: str = "cpu",
+    precision: Precision = "float32",
 ) -> Learner:
     """Train a method from a loaded base; `report` is called every so many steps and at the end.
 
@@ -88,7 +90,8 @@ def train(
         learner.begin_step(step, config.steps)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _share_of_peak(step, config)
-        terms = learner(lessons.batch(order[step], draw=(config.seed, step)).to(device))
+        with multiplying_in(precision, device):
+            terms = learner(lessons.batch(order[step], draw=(config.seed, step)).to(device))
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         nn.utils.clip_grad_norm_(learner.parameters(), config.max_grad_norm)

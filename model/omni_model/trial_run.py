@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from omni_model.device import ready_device
+from omni_model.device import Precision, ready_device
 from omni_model.encoded import EncodedQuestions, load_encoded
 from omni_model.examine import summarise
 from omni_model.folder import load_backbone
@@ -63,8 +63,10 @@ def run_trial(
     report_steps: int,
     held_out: Sequence[str] = (),
     device: str = "cpu",
+    precision: Precision = "float32",
 ) -> TrialResult:
-    """Train and examine. Tests also ask the families of `held_out`, which no training asks."""
+    """Train and examine. Tests also ask the families of `held_out`, which no training asks; `precision` is of
+    training alone."""
     torch.set_num_threads(1)
     device = ready_device(device)
     loaded = load_backbone(model_name_or_path)
@@ -84,7 +86,8 @@ def run_trial(
         curves_s += time.monotonic() - begun
 
     started = time.monotonic()
-    learner = train(loaded, method, spread(files.train), trial, every=report_steps, report=report, device=device)
+    clips = spread(files.train)
+    learner = train(loaded, method, clips, trial, every=report_steps, report=report, device=device, precision=precision)
     trained = time.monotonic()
     families = (*trial.families, *held_out) if trial.families else ()
     blanks = {clip.clip.grid_thw: clip.clip for clip in _read(files.blank)}

@@ -98,6 +98,13 @@ def test_other_scenes_are_other_cells_and_the_benchmark_keeps_its_own(config):
     assert longer == plain | {"scenes": {"num_shots": 18, "families": []}}
 
 
+def test_another_precision_is_another_cell_and_float32_keeps_its_own(config):
+    door, trial = _door(), _trial(config, "cure")
+    plain = door._content(config, trial)
+    assert "precision" not in plain
+    assert door._content(replace(config, precision="bfloat16"), trial) == plain | {"precision": "bfloat16"}
+
+
 @pytest.mark.parametrize(
     ("cell", "complaint"),
     [

@@ -233,3 +233,28 @@ def test_perception_needs_words(new_backbone, tokenizer, vocabulary, teach):
     course = replace(COURSE, stages=(replace(STAGE, perception_weight=0.5),))
     with pytest.raises(ValueError, match="stage first has a perception_weight, and nobody told the words"):
         run_course(new_backbone(), tokenizer, vocabulary, course, teach=teach, report=lambda *_: None)
+
+
+def test_a_course_can_multiply_in_bfloat16(new_backbone, tokenizer, vocabulary, teach):
+    """The loss differs by rounding, and does differ; weights stay in float32."""
+    words = Words(visual=(2,), audio=(2,))
+
+    def run(precision: str) -> tuple[float, set[torch.dtype]]:
+        course = replace(COURSE, stages=(replace(STAGE, perception_weight=1.0),), precision=precision)
+        backbone, seen = new_backbone(), []
+        torch.manual_seed(0)
+        run_course(
+            backbone,
+            tokenizer,
+            vocabulary,
+            course,
+            teach=_showing(teach),
+            report=lambda name, clips, figures: seen.append(figures["loss"]),
+            words=words,
+        )
+        return seen[0], {parameter.dtype for parameter in backbone.parameters()}
+
+    (exact, _), (rounded, dtypes) = run("float32"), run("bfloat16")
+    assert rounded == pytest.approx(exact, rel=5e-3)
+    assert rounded != exact
+    assert dtypes == {torch.float32}

@@ -101,7 +101,9 @@ def test_a_layout_is_remembered_and_its_looks_are_the_questions_own(loaded, enco
     assert int((longer.kinds == Kind.VISUAL).sum()) == 12
 
 
-def _trained(loaded, clips, config: TrialConfig, method=None) -> tuple[Learner, list[tuple[int, dict[str, float]]]]:
+def _trained(
+    loaded, clips, config: TrialConfig, method=None, **rest
+) -> tuple[Learner, list[tuple[int, dict[str, float]]]]:
     reports = []
     learner = train(
         loaded,
@@ -110,8 +112,26 @@ def _trained(loaded, clips, config: TrialConfig, method=None) -> tuple[Learner, 
         config,
         every=1,
         report=lambda step, _, terms: reports.append((step, terms)),
+        **rest,
     )
     return learner, reports
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_products_can_be_in_bfloat16(new_backbone, tokenizer, vocabulary, encoded, name):
+    """The loss differs by rounding, and does differ; what is learned stays in float32."""
+    kind, options = METHODS[name]
+
+    def run(precision: str) -> tuple[Learner, list[float]]:
+        fresh = Loaded(backbone=new_backbone(), tokenizer=tokenizer, vocabulary=vocabulary)
+        learner, reports = _trained(fresh, encoded, SHORT, make_method(kind, options), precision=precision)
+        return learner, [terms["loss"] for _, terms in reports]
+
+    (_, exact), (learner, rounded) = run("float32"), run("bfloat16")
+    assert rounded[0] == pytest.approx(exact[0], rel=5e-3)
+    assert rounded[0] != exact[0]
+    assert {parameter.dtype for parameter in learner.parameters()} == {torch.float32}
+    assert rounded[-1] < rounded[0]
 
 
 def test_a_trial_is_a_function_of_its_seed(new_backbone, tokenizer, vocabulary, encoded):
