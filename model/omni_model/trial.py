@@ -90,8 +90,9 @@ def train(
         learner.begin_step(step, config.steps)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _share_of_peak(step, config)
+        batch = lessons.batch(order[step], draw=(config.seed, step)).to(device)
         with multiplying_in(precision, device):
-            terms = learner(lessons.batch(order[step], draw=(config.seed, step)).to(device))
+            terms = learner(batch)
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         nn.utils.clip_grad_norm_(learner.parameters(), config.max_grad_norm)
