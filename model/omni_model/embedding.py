@@ -28,6 +28,8 @@ def embed_batch(backbone: Backbone, batch: Batch) -> Embedded:
     """
     encoded = batch.media if isinstance(batch.media, Encoded) else backbone.encode(batch.media)
     inputs = backbone.embed(batch.input_ids_BL)
+    # What was kept may be in half precision, which CPUs under autocast do not take.
+    encoded = Encoded(visual_ND=encoded.visual_ND.to(inputs.dtype), audio_ND=encoded.audio_ND.to(inputs.dtype))
     if batch.has_stand_in_sound:
         # Nothing of it is used, yet it stays in the graph: the backward pass must visit the audio tower too.
         inputs = inputs + encoded.audio_ND.sum() * 0.0
@@ -41,5 +43,5 @@ def embed_batch(backbone: Backbone, batch: Batch) -> Embedded:
                 "the plan and the media of this batch do not belong together"
             )
         rows = batch.source_BL[place_BL]
-        inputs = inputs.masked_scatter(place_BL[..., None], features[rows].to(inputs.dtype))
+        inputs = inputs.masked_scatter(place_BL[..., None], features[rows])
     return Embedded(inputs_BLD=inputs, encoded=encoded)
