@@ -17,7 +17,7 @@ export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo base evidence evidence-gpu test test-slow check format bench reliability render image clean
+.PHONY: help setup demo base evidence evidence-gpu evidence-large test test-slow check format bench reliability render image clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,13 +54,15 @@ evidence: setup  ## the small form of the comparison on the film, then its pages
 	$(PY) jobs/film_results.py --config jobs/configs/sweep/results.yaml experiment_name=film-small "seeds=[0]" \
 		"further=[film-small-same_shape]" output_dir=outputs/evidence/pages
 
-# Eighteen times the weights from random, ten times the clips. 8e-4 did not get through the second stage, 4e-4 did.
-LARGE_BASE := tiny.hidden_size=640 tiny.num_layers=4 tiny.num_heads=10 tiny.num_kv_heads=5 \
-	tiny.intermediate_size=1920 tiny.vision_size=256 tiny.audio_size=256 tiny.tower_layers=3 tiny.initializer_range=0.02 \
+# Twenty times the weights from random, ten times the clips. 8e-4 did not get through the second stage, 4e-4 did.
+LARGE_SIZES := tiny.hidden_size=640 tiny.num_layers=4 tiny.num_heads=10 tiny.num_kv_heads=5 \
+	tiny.intermediate_size=1920 tiny.vision_size=256 tiny.audio_size=256 tiny.tower_layers=3 tiny.initializer_range=0.02
+LARGE_BASE := $(LARGE_SIZES) \
 	course.learning_rate=4.0e-4 course.clips_per_step=32 course.eval_every_clips=1600 last_stage=single num_loaders=12
+LARGE_EXAM := \
+	"exam.conditions=[own,no_audio,no_video,neither,latents_zero,latents_noise,latents_other,latents_gold,span_removed]"
 LARGE_FILM := "scenes={families: [colour_n_after_tone]}" film.train=30000 film.test=192 trial.steps=625 \
-	trial.clips_per_step=48 trial.learning_rate=5.0e-4 num_cpus=null gpus_per_cell=0.1 report_steps=313 \
-	"exam.conditions=[own,no_audio,no_video,neither,latents_zero,latents_noise,latents_other,latents_gold,span_removed]" \
+	trial.clips_per_step=48 trial.learning_rate=5.0e-4 num_cpus=null gpus_per_cell=0.1 report_steps=313 $(LARGE_EXAM) \
 	"only=[sft,text_cot,markers,pause,published,cure,cure_clip,cure_strict]"
 
 outputs/base_26m/card.json: | setup
@@ -71,6 +73,20 @@ evidence-gpu: outputs/base_26m/card.json  ## the main rows and the cure with 26 
 		model_name_or_path=outputs/base_26m output_dir=outputs/evidence_gpu $(LARGE_FILM)
 	$(PY) jobs/film_results.py --config jobs/configs/sweep/results.yaml experiment_name=film-large further=[] \
 		tracking_uri=sqlite:///outputs/evidence_gpu/mlflow.db output_dir=outputs/evidence_gpu/pages
+
+# The same size on short clips, for two cores.
+SHORT_FILM := "scenes={num_shots: 4, families: [colour_n_after_tone]}" film.train=2000 trial.learning_rate=5.0e-4 \
+	precision=bfloat16 "seeds=[0]" $(LARGE_EXAM) "only=[sft,markers,published,cure,cure_strict]"
+
+outputs/base_26m_short/card.json: | setup
+	$(PY) jobs/base.py --config jobs/configs/train/short_base.yaml $(LARGE_SIZES) num_threads=2 \
+		output_dir=outputs/base_26m_short
+
+evidence-large: outputs/base_26m_short/card.json  ## latents with 26 million weights on clips of four shots, without a GPU
+	$(PY) jobs/sweep.py --config jobs/configs/sweep/film.yaml experiment_name=film-26m_four_shots \
+		model_name_or_path=outputs/base_26m_short output_dir=outputs/evidence_large $(SHORT_FILM)
+	$(PY) jobs/film_results.py --config jobs/configs/sweep/results.yaml experiment_name=film-26m_four_shots further=[] \
+		tracking_uri=sqlite:///outputs/evidence_large/mlflow.db output_dir=outputs/evidence_large/pages
 
 test: setup  ## the tests that need neither a GPU nor patience
 	$(PYTEST) tests

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "jobs" / "configs"
 MAX_LINES = 350
 # Not under the folder that has the name of its job.
-ELSEWHERE = {"train/tiny_base.yaml": "base", "sweep/results.yaml": "film_results"}
+ELSEWHERE = {"train/tiny_base.yaml": "base", "train/short_base.yaml": "base", "sweep/results.yaml": "film_results"}
 # Home folders, but for the one of the user inside the image.
 HOME = re.compile(r"(?<![\w.])/(?:home|Users)/(?!ray\b)\w|(?<![\w.])/root/|[A-Z]:\\Users\\")
 
