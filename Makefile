@@ -76,7 +76,7 @@ evidence-gpu: outputs/base_26m/card.json  ## the main rows and the cure with 26 
 
 # The same size on short clips, for two cores.
 SHORT_FILM := "scenes={num_shots: 4, families: [colour_n_after_tone]}" film.train=2000 trial.learning_rate=5.0e-4 \
-	precision=bfloat16 "seeds=[0]" $(LARGE_EXAM) "only=[sft,markers,published,cure,cure_strict]"
+	precision=bfloat16 $(LARGE_EXAM) "only=[sft,text_cot,text_cot_brief,markers,pause,published,cure,cure_strict]"
 
 outputs/base_26m_short/card.json: | setup
 	$(PY) jobs/base.py --config jobs/configs/train/short_base.yaml $(LARGE_SIZES) num_threads=2 \
