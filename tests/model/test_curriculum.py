@@ -204,26 +204,30 @@ def test_a_course_can_end_with_a_stage(new_backbone, tokenizer, vocabulary, teac
         run_course(new_backbone(), tokenizer, vocabulary, course, **options, last_stage="third")
 
 
+def _first_loss(backbone, tokenizer, vocabulary, teach, course: CourseConfig) -> float:
+    """Mean loss until the first evaluation, of lessons that tell what each moment holds."""
+    losses: list[float] = []
+    torch.manual_seed(0)
+    run_course(
+        backbone,
+        tokenizer,
+        vocabulary,
+        course,
+        teach=_showing(teach),
+        report=lambda name, clips, figures: losses.append(figures["loss"]),
+        words=Words(visual=(2,), audio=(2,)),
+    )
+    return losses[0]
+
+
 def test_perception_adds_its_weighted_loss(new_backbone, tokenizer, vocabulary, teach):
     """To the loss of every step, beside the answers'."""
-    words = Words(visual=(2,), audio=(2,))
 
-    def losses(weight: float) -> list[float]:
-        stage = replace(STAGE, perception_weight=weight)
-        course, seen = replace(COURSE, stages=(stage,)), []
-        torch.manual_seed(0)
-        run_course(
-            new_backbone(),
-            tokenizer,
-            vocabulary,
-            course,
-            teach=_showing(teach),
-            report=lambda name, clips, figures: seen.append(figures["loss"]),
-            words=words,
-        )
-        return seen
+    def loss(weight: float) -> float:
+        course = replace(COURSE, stages=(replace(STAGE, perception_weight=weight),))
+        return _first_loss(new_backbone(), tokenizer, vocabulary, teach, course)
 
-    plain, once, twice = (losses(weight)[0] for weight in (0.0, 1.0, 2.0))
+    plain, once, twice = (loss(weight) for weight in (0.0, 1.0, 2.0))
     assert plain < once < twice
     # In the first of the two averaged steps weights are equal, in the second a warmed-up step apart.
     assert (twice - once) == pytest.approx(once - plain, rel=0.2)
@@ -237,22 +241,12 @@ def test_perception_needs_words(new_backbone, tokenizer, vocabulary, teach):
 
 def test_a_course_can_multiply_in_bfloat16(new_backbone, tokenizer, vocabulary, teach):
     """The loss differs by rounding, and does differ; weights stay in float32."""
-    words = Words(visual=(2,), audio=(2,))
 
     def run(precision: str) -> tuple[float, set[torch.dtype]]:
         course = replace(COURSE, stages=(replace(STAGE, perception_weight=1.0),), precision=precision)
-        backbone, seen = new_backbone(), []
-        torch.manual_seed(0)
-        run_course(
-            backbone,
-            tokenizer,
-            vocabulary,
-            course,
-            teach=_showing(teach),
-            report=lambda name, clips, figures: seen.append(figures["loss"]),
-            words=words,
-        )
-        return seen[0], {parameter.dtype for parameter in backbone.parameters()}
+        backbone = new_backbone()
+        loss = _first_loss(backbone, tokenizer, vocabulary, teach, course)
+        return loss, {parameter.dtype for parameter in backbone.parameters()}
 
     (exact, _), (rounded, dtypes) = run("float32"), run("bfloat16")
     assert rounded == pytest.approx(exact, rel=5e-3)
