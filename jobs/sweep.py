@@ -33,7 +33,7 @@ from omni_platform.media.film_reasoning import HELD_OUT
 from omni_platform.media.film_sets import ClipRange, FilmSizes, Scenes, asked_clips, film_sets, split_sets
 from omni_platform.media.scene import FILM_VERSION
 from omni_platform.runtime import start_ray
-from omni_platform.sweep import Cell, Outcome, Place, Recipe, make_files, run_sweep
+from omni_platform.sweep import Cell, Note, Outcome, Place, Recipe, make_files, run_sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +195,7 @@ def _base_fingerprint(model: str) -> str:
 # --- One cell ---
 
 
-def run_cell(cell: Cell, *, config: SweepConfig, film: Parts) -> Outcome:
+def run_cell(cell: Cell, note: Note, *, config: SweepConfig, film: Parts) -> Outcome:
     """Train a variant from the base and examine it."""
     trial = replace(trial_of(config, cell.variant), seed=cell.seed)
     files = TrialFiles(
@@ -210,6 +210,7 @@ def run_cell(cell: Cell, *, config: SweepConfig, film: Parts) -> Outcome:
         trial,
         config.exam,
         files,
+        note,
         report_steps=config.report_steps,
         held_out=HELD_OUT,
         device=_device(config),
@@ -225,7 +226,7 @@ def run_cell(cell: Cell, *, config: SweepConfig, film: Parts) -> Outcome:
         "train_s": found.train_s,
         "exam_s": found.exam_s,
     }
-    return Outcome(result=result, history=found.history, files={"records.jsonl": _lines(found.records)})
+    return Outcome(result=result, files={"records.jsonl": _lines(found.records)})
 
 
 def _mean(report: Mapping[str, Any]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,8 @@ from omni_model.trial_exam import ExamConfig, examine_trial
 
 Files = Sequence[str]
 """Encoded clips, in order."""
+Note = Callable[[int, Mapping[str, float]], None]
+"""(steps done, mean loss terms since the last note and accuracies on validation by question type)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +50,6 @@ class TrialResult:
     """Accuracy by question type on every shifted test."""
     records: list[dict[str, Any]]
     """Of the test: one a question and condition."""
-    history: list[tuple[int, dict[str, float]]]
-    """Loss terms, and accuracies on validation by question type, by step."""
     train_s: float
     exam_s: float
 
@@ -59,20 +59,22 @@ def run_trial(
     trial: TrialConfig,
     exam: ExamConfig,
     files: TrialFiles,
+    note: Note,
     *,
     report_steps: int,
     held_out: Sequence[str] = (),
     device: str = "cpu",
     precision: Precision = "float32",
 ) -> TrialResult:
-    """Train and examine. Tests also ask the families of `held_out`, which no training asks; `precision` is of
-    training alone."""
+    """Train and examine; `note` is called every `report_steps` of training and at its end.
+
+    Tests also ask the families of `held_out`, which no training asks; `precision` is of training alone.
+    """
     torch.set_num_threads(1)
     device = ready_device(device)
     loaded = load_backbone(model_name_or_path)
     method = make_method(trial.method, trial.options)
     validation = _asked(files.validation, trial.families)
-    history: list[tuple[int, dict[str, float]]] = []
     curves_s = 0.0
     examine = partial(examine_trial, loaded, device=device)
 
@@ -82,7 +84,7 @@ def run_trial(
         by_type = summarise(examine(learner, validation, ExamConfig()))["conditions"]["own"]["by_type"]
         points = {f"val/{kind}": figure["accuracy"] for kind, figure in by_type.items()}
         points["val/own"] = sum(points.values()) / len(points)
-        history.append((step, {f"train/{name}": value for name, value in terms.items()} | points))
+        note(step, {f"train/{name}": value for name, value in terms.items()} | points)
         curves_s += time.monotonic() - begun
 
     started = time.monotonic()
@@ -100,7 +102,6 @@ def run_trial(
         report=summarise([record for record in records if record["question_type"] not in held_out]),
         shifts={name: found["conditions"]["own"]["by_type"] for name, found in shifts.items()},
         records=records,
-        history=history,
         train_s=trained - started - curves_s,
         exam_s=time.monotonic() - trained,
     )

@@ -1,7 +1,8 @@
 """Many small trainings as one job: every cell a Ray task and an MLflow run, what is done skipped, what broke told.
 
 A cell is done when its result lies in its folder, which is written last. A job that was killed is started again with
-the same command and goes on with the cells that are missing.
+the same command and goes on with the cells that are missing. What a cell notes on its way is on the terminal and in the
+tracker at once.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.experimental import tqdm_ray
 from tqdm import tqdm
 
 from omni_platform import storage
 from omni_platform.config import fingerprint
-from omni_platform.tracking import TrackedRun, close_run, describe_run, open_run, prepare_store
+from omni_platform.tracking import MetricWriter, TrackedRun, close_run, describe_run, open_run, prepare_store
 
 RESULT_NAME = "result.json"
 
@@ -44,13 +46,13 @@ class Outcome:
 
     result: dict[str, Any]
     """Plain values; becomes `result.json`, and what is a number at its top level becomes a metric."""
-    history: Sequence[tuple[int, Mapping[str, float]]] = ()
-    """Figures by step, for learning curves."""
     files: Mapping[str, bytes] = field(default_factory=dict)
     """Further artifacts by name."""
 
 
-Work = Callable[[Cell], Outcome]
+Note = Callable[[int, Mapping[str, float]], None]
+"""(steps done, figures by name): a point of the cell's learning curves."""
+Work = Callable[[Cell, Note], Outcome]
 """Runs in a process of its own; must pickle by reference."""
 Recipe = tuple[Callable[..., None], tuple[Any, ...]]
 """What makes a file: a function, and what it is given after the path."""
@@ -91,16 +93,19 @@ def run_sweep(
     run = ray.remote(num_cpus=cpus_per_cell, num_gpus=gpus_per_cell, max_retries=1)(_run_cell)
     waiting = {run.remote(cell, work, place): cell for cell in missing}
     failed: dict[str, str] = {}
-    with tqdm(total=len(cells), initial=len(cells) - len(missing), desc="sweep", unit="cell") as bar:
-        while waiting:
-            ready, _ = ray.wait(list(waiting), num_returns=1)
-            cell = waiting.pop(ready[0])
-            try:
-                bar.set_postfix_str(f"{cell.key} {ray.get(ready[0])}")
-            except Exception as error:  # the cell's own, or its process's end
-                failed[cell.key] = str(error)
-                tqdm.write(f"cell {cell.key} failed: {error}")
-            bar.update(1)
+    # Ray's bar makes room for the lines of the cells, which Ray carries here from their processes.
+    bar = tqdm_ray.tqdm(total=len(missing), desc="sweep", unit="cell")
+    while waiting:
+        ready, _ = ray.wait(list(waiting), num_returns=1)
+        cell = waiting.pop(ready[0])
+        try:
+            # Said here: a line of the last cell's process might not arrive before this one ends.
+            print(f"{cell.key}: done · {ray.get(ready[0])}", flush=True)
+        except Exception as error:  # the cell's own, or its process's end
+            failed[cell.key] = str(error)
+            print(f"cell {cell.key} failed: {error}", flush=True)
+        bar.update(1)
+    bar.close()
     return Sweep(done=len(missing) - len(failed), skipped=len(cells) - len(missing), failed=failed)
 
 
@@ -140,8 +145,15 @@ def _run_cell(cell: Cell, work: Work, place: Place) -> str:
     )
     tags = {"variant": cell.variant, "seed": str(cell.seed), "cell": cell.key}
     describe_run(run, config=cell.config, config_yaml=json.dumps(dict(cell.config), indent=1), tags=tags)
+    curves = MetricWriter(run)
+
+    def note(step: int, figures: Mapping[str, float]) -> None:
+        curves.add(step, figures)
+        curves.flush()
+        print(f"{cell.key}: step {step} · {_shown(figures)}", flush=True)
+
     try:
-        outcome = work(cell)
+        outcome = work(cell, note)
     except BaseException:
         run.client.log_text(run.run_id, traceback.format_exc(), "error.txt")
         close_run(run, "FAILED")
@@ -150,14 +162,15 @@ def _run_cell(cell: Cell, work: Work, place: Place) -> str:
     _log(run, outcome, text)
     close_run(run, "FINISHED")
     storage.write_bytes(result_uri(place, cell), text.encode())
-    return " ".join(f"{k} {v:.3f}" for k, v in outcome.result.items() if isinstance(v, float))
+    return _shown(outcome.result)
+
+
+def _shown(figures: Mapping[str, Any]) -> str:
+    return " · ".join(f"{name} {value:.3g}" for name, value in figures.items() if isinstance(value, float))
 
 
 def _log(run: TrackedRun, outcome: Outcome, text: str) -> None:
     client = run.client
-    for step, figures in outcome.history:
-        for name, value in figures.items():
-            client.log_metric(run.run_id, name, float(value), step=step)
     for name, value in outcome.result.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             client.log_metric(run.run_id, name, float(value))

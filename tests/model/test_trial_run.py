@@ -11,7 +11,7 @@ import pytest
 from omni_model.encoded import EncodedQuestions, encode_clips, save_encoded
 from omni_model.trial import TrialConfig
 from omni_model.trial_exam import ExamConfig
-from omni_model.trial_run import TrialFiles, run_trial, spread
+from omni_model.trial_run import TrialFiles, TrialResult, run_trial, spread
 
 CONDITIONS = ("own", "no_audio", "latents_zero", "latents_gold")
 OPTIONS = {"num_visual": 1, "num_audio": 1, "bottleneck": "answer", "latent_loss": "infonce", "sync_weight": 0.0}
@@ -57,14 +57,31 @@ def files(backbone, encoded, raw_clips, tmp_path_factory) -> TrialFiles:
     )
 
 
+def _run(base: str, trial: TrialConfig, exam: ExamConfig, files: TrialFiles, **given) -> tuple[TrialResult, dict]:
+    """What a trial found, and its notes by step."""
+    curves: dict = {}
+    found = run_trial(base, trial, exam, files, curves.__setitem__, report_steps=2, **given)
+    return found, curves
+
+
 @pytest.fixture(scope="module")
-def found(base, files):
-    return run_trial(base, TRIAL, EXAM, files, report_steps=2, held_out=("shape",))
+def trial(base, files) -> tuple[TrialResult, dict]:
+    return _run(base, TRIAL, EXAM, files, held_out=("shape",))
 
 
-def test_the_curves_have_what_was_learned_and_what_validation_says(found):
-    assert [step for step, _ in found.history] == [2, 3]
-    for _, figures in found.history:
+@pytest.fixture(scope="module")
+def found(trial) -> TrialResult:
+    return trial[0]
+
+
+@pytest.fixture(scope="module")
+def curves(trial) -> dict:
+    return trial[1]
+
+
+def test_the_curves_have_what_was_learned_and_what_validation_says(found, curves):
+    assert list(curves) == [2, 3]
+    for figures in curves.values():
         assert {"train/loss", "train/text", "train/latent", "val/own"} <= figures.keys()
         kinds = {name for name in figures if name.startswith("val/")} - {"val/own"}
         assert kinds == {"val/colour", "val/tone"}
@@ -81,20 +98,20 @@ def test_the_report_has_every_condition_of_the_test(found, encoded):
     assert sum("measures" in record for record in found.records) == 4  # own answers about the first two clips
 
 
-def test_families_held_out_are_asked_in_tests_alone(found, base, files, encoded):
+def test_families_held_out_are_asked_in_tests_alone(found, curves, base, files, encoded):
     asked = {record["question_type"] for record in found.records}
     assert asked == {"colour", "tone", "shape"}
     # What was never learned blurs no figure of the report.
     assert found.report["conditions"]["own"]["by_type"].keys() == {"colour", "tone"}
     assert found.report["n"] == sum(r["question_type"] != "shape" for r in found.records if r["condition"] == "own")
-    assert all("val/shape" not in figures for _, figures in found.history)
+    assert all("val/shape" not in figures for figures in curves.values())
     assert found.shifts.keys() == {"longer"} and found.shifts["longer"].keys() == {"colour", "tone"}
-    without = run_trial(base, replace(TRIAL, steps=1), replace(EXAM, conditions=("own",)), files, report_steps=1)
+    without, _ = _run(base, replace(TRIAL, steps=1), replace(EXAM, conditions=("own",)), files)
     assert {record["question_type"] for record in without.records} == {"colour", "tone"}
     # What training was never asked changes nothing of it.
     named = replace(TRIAL, families=("colour", "tone", "shape"))
-    assert run_trial(base, named, EXAM, files, report_steps=2).history != found.history
-    assert run_trial(base, TRIAL, EXAM, files, report_steps=2).history == found.history
+    assert _run(base, named, EXAM, files)[1] != curves
+    assert _run(base, TRIAL, EXAM, files)[1] == curves
 
 
 def test_sets_are_mixed_in_proportion(encoded, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 import ray
 from mlflow.tracking import MlflowClient
 
-from omni_platform.sweep import Cell, Outcome, Place, make_files, read_results, result_uri, run_sweep
+from omni_platform.sweep import Cell, Note, Outcome, Place, make_files, read_results, result_uri, run_sweep
 from omni_platform.tracking import TrackedRun, metric_history
 
 HERE = Path(__file__).parent
@@ -27,11 +27,12 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 WAITS, DIES = "waits", "dies"
 
 
-def work(cell: Cell) -> Outcome:
+def work(cell: Cell, note: Note) -> Outcome:
     """Twice the cell's number; leaves a mark for every call, and misbehaves as the cell is told to."""
     folder = Path(cell.config["marks"])
     calls = len(list(folder.glob(f"{cell.variant}-{cell.seed}-*")))
     (folder / f"{cell.variant}-{cell.seed}-{calls}").touch()
+    note(1, {"val/own": 0.5, "train/loss": 3.0})
     if cell.variant == WAITS:
         while not (folder / "go").exists():
             time.sleep(0.05)
@@ -40,10 +41,8 @@ def work(cell: Cell) -> Outcome:
     if (folder / f"broken-{cell.variant}").exists():
         raise RuntimeError(f"{cell.variant} is broken")
     twice = 2.0 * cell.config["number"]
-    history = [(1, {"val/own": 0.5, "train/loss": 3.0}), (2, {"val/own": 0.75, "train/loss": 1.0})]
-    return Outcome(
-        result={"twice": twice, "latent": True, "report": {"n": calls}}, history=history, files={"notes.txt": b"seen"}
-    )
+    note(2, {"val/own": 0.75, "train/loss": 1.0})
+    return Outcome(result={"twice": twice, "latent": True, "report": {"n": calls}}, files={"notes.txt": b"seen"})
 
 
 def _cells(marks: Path, *variants: str, number: int = 3, seeds: tuple[int, ...] = (0,)) -> list[Cell]:
@@ -162,7 +161,7 @@ def _share(path: str) -> None:
     Path(path).write_text(str(ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)))
 
 
-def _work_with_a_share(cell: Cell) -> Outcome:
+def _work_with_a_share(cell: Cell, note: Note) -> Outcome:
     return Outcome(result={"share": float(ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0))})
 
 
@@ -178,24 +177,30 @@ def test_cells_and_files_ask_for_their_share_of_a_gpu(tmp_path, share):
 
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_with_the_cells_that_are_missing(tmp_path):
-    """Every process of the job at once, while one cell is done and another is at work."""
+    """Every process of the job at once, while one cell is done and another is at work: what that one has noted is on
+    the terminal and in the tracker."""
     command = [sys.executable, __file__, str(tmp_path)]
     cells, place = _cells(tmp_path, "sft", WAITS, "cure"), _place(tmp_path)
     log = tmp_path / "log.txt"
     job = launch(command, log)
     deadline_s = time.monotonic() + TIME_LIMIT_S
-    while not (Path(result_uri(place, cells[0])).exists() and _calls(tmp_path, WAITS)):
+    while f"{cells[1].key}: step 1 · val/own 0.5 · train/loss 3" not in log.read_text():
         assert job.poll() is None and time.monotonic() < deadline_s, log.read_text()[-4000:]
         time.sleep(0.05)
     kill(members(job.pid))
     assert end([job]) == [-9]
     assert [_calls(tmp_path, cell.variant) for cell in cells] == [1, 1, 0]
+    assert f"{cells[0].key}: done · twice 6" in log.read_text()
+    (killed,) = _runs(place, "RUNNING")
+    run = TrackedRun(tracking_uri=str(place.tracking_uri), experiment_id="", run_id=killed.info.run_id)
+    assert metric_history(run, "val/own") == {1: 0.5}
 
     (tmp_path / "go").touch()
     assert end([launch(command, log)]) == [0], log.read_text()[-4000:]
     assert [_calls(tmp_path, cell.variant) for cell in cells] == [1, 2, 1]
     assert {found["variant"] for found in _results(place)} == {"sft", WAITS, "cure"}
     assert len(_runs(place, "FINISHED")) == 3 and not _runs(place, "RUNNING")
+    assert metric_history(run, "val/own") == {1: 0.5, 2: 0.75}
 
 
 def _main(folder: Path) -> None:
