@@ -63,7 +63,7 @@ LARGE_EXAM := \
 	"exam.conditions=[own,no_audio,no_video,neither,latents_zero,latents_noise,latents_other,latents_gold,span_removed]"
 LARGE_FILM := "scenes={families: [colour_n_after_tone]}" film.train=30000 film.test=192 trial.steps=625 \
 	trial.clips_per_step=48 trial.learning_rate=5.0e-4 num_cpus=null gpus_per_cell=0.1 report_steps=313 $(LARGE_EXAM) \
-	"only=[sft,text_cot,markers,pause,published,cure,cure_clip,cure_strict]"
+	"only=[sft,text_cot,markers,pause,published,cure,cure_no_mask,cure_clip,cure_strict]"
 
 outputs/base_26m/card.json: | setup
 	$(PY) jobs/base.py --config jobs/configs/train/tiny_base.yaml $(LARGE_BASE) output_dir=outputs/base_26m
@@ -76,7 +76,8 @@ evidence-gpu: outputs/base_26m/card.json  ## the main rows and the cure with 26 
 
 # The same size on short clips, for two cores.
 SHORT_FILM := "scenes={num_shots: 4, families: [colour_n_after_tone]}" film.train=2000 trial.learning_rate=5.0e-4 \
-	precision=bfloat16 $(LARGE_EXAM) "only=[sft,text_cot,text_cot_brief,markers,pause,published,cure,cure_strict]"
+	precision=bfloat16 $(LARGE_EXAM) \
+	"only=[sft,text_cot,text_cot_times,text_cot_brief,markers,pause,published,cure,cure_no_mask,cure_strict]"
 
 outputs/base_26m_short/card.json: | setup
 	$(PY) jobs/base.py --config jobs/configs/train/short_base.yaml $(LARGE_SIZES) num_threads=2 \

@@ -111,11 +111,13 @@ _CURE = """\
 cost at least 20 points, the whole interval above. **Useful**: over every variant without latents, on accuracy with
 the paired interval above zero, or within one point of it with fewer sequential steps (every seed below every
 seed). Fewer than three seeds, of the variant or of any it is compared with: no verdict. Variants with fewer
-clips (`_few`) or twice the steps (`_double`) are compared with each other only.
+clips (`_few`) or twice the steps (`_double`) are compared with each other only. A variant that is useful and no
+cure owes its lead to something else than what its latents hold.
 """
 _FURTHER = """\
-Sweeps of their own, on other families or other clips or from another base, all variants of one in as many steps; how
-each was run stands in the config that the command above names. Judged by the same two rules, among the variants run.
+Sweeps of their own, on other families or other clips or from another base, all variants of one in as many steps
+(`_double` in twice as many); how each was run stands in the config that the command above names. Judged by the same two
+rules, among the variants run.
 """
 _SHIFTS = """\
 Means of the families asked. *Longer*: nine shots instead of six. *Noise*: in picture and sound. *Frame
