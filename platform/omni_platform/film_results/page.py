@@ -111,8 +111,8 @@ _CURE = """\
 cost at least 20 points, the whole interval above. **Useful**: over every variant without latents, on accuracy with
 the paired interval above zero, or within one point of it with fewer sequential steps (every seed below every
 seed). Fewer than three seeds, of the variant or of any it is compared with: no verdict. Variants with fewer
-clips (`_few`) or twice the steps (`_double`) are compared with each other only. A variant that is useful and no
-cure owes its lead to something else than what its latents hold.
+clips (`_few`) or twice the steps (`_double`) are compared with each other only. A useful variant that
+is no cure need not owe its lead to what its latents hold.
 """
 _FURTHER = """\
 Sweeps of their own, on other families or other clips or from another base, all variants of one in as many steps
