@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import json
 import subprocess
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -92,6 +93,18 @@ def differences(card: Card, **expected: Any) -> list[str]:
 def fingerprint_bytes(data: bytes) -> str:
     """16 hex digits of the content."""
     return hashlib.sha256(data).hexdigest()[:16]
+
+
+def folder_fingerprint(folder: Path, *, besides: Collection[str] = ("training.json",)) -> str:
+    """16 hex digits of the names and contents of a folder's files, but for those named in `besides` at its top."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name in besides:
+            continue
+        with path.open("rb") as file:
+            digest.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def code_version() -> str:

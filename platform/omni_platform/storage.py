@@ -167,6 +167,29 @@ def local_copy(uri: str | Path) -> Iterator[Path]:
         yield copy
 
 
+@contextmanager
+def local_folder(uri: str | Path) -> Iterator[Path]:
+    """A path on this machine with a folder's content: itself where it is local, else a copy that is removed.
+
+    Raises FileNotFoundError where there is none.
+    """
+    if not is_remote(uri):
+        yield local_path(uri)
+        return
+    filesystem, path = _filesystem(uri)
+    with tempfile.TemporaryDirectory(prefix="folder-") as scratch:
+        copy = Path(scratch) / posixpath.basename(path.rstrip("/"))
+        filesystem.get(path.rstrip("/"), str(copy), recursive=True)
+        yield copy
+
+
+def upload_folder(folder: str | Path, uri: str | Path) -> None:
+    """Copy a folder of this machine below a remote URI."""
+    filesystem, path = _filesystem(uri)
+    for file in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
+        filesystem.put_file(str(file), posixpath.join(path, file.relative_to(folder).as_posix()))
+
+
 def stage_folder(destination: str | Path, key: str) -> str:
     """The folder in which results for `destination` are written before they are committed.
 

@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from omni_platform import storage
 from omni_platform.config import fingerprint
-from omni_platform.tracking import MetricWriter, TrackedRun, close_run, describe_run, open_run, prepare_store
+from omni_platform.tracking import Telemetry, plan_run
 
 RESULT_NAME = "result.json"
+_SETTLE_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,6 @@ def run_sweep(
     if double := sorted({key for key in keys if keys.count(key) > 1}):
         raise ValueError(f"cells {double} are in the sweep twice; give each its own name or seed")
     missing = [cell for cell in cells if not storage.exists(result_uri(place, cell))]
-    prepare_store(output_dir=place.output_dir, tracking_uri=place.tracking_uri, experiment_name=place.experiment_name)
     run = ray.remote(num_cpus=cpus_per_cell, num_gpus=gpus_per_cell, max_retries=1)(_run_cell)
     waiting = {run.remote(cell, work, place): cell for cell in missing}
     failed: dict[str, str] = {}
@@ -136,7 +136,7 @@ def _folder(place: Place, cell: Cell) -> str:
 
 
 def _run_cell(cell: Cell, work: Work, place: Place) -> str:
-    run = open_run(
+    intent = plan_run(
         run_name=cell.key,
         run_folder=_folder(place, cell),
         output_dir=place.output_dir,
@@ -144,39 +144,53 @@ def _run_cell(cell: Cell, work: Work, place: Place) -> str:
         experiment_name=place.experiment_name,
     )
     tags = {"variant": cell.variant, "seed": str(cell.seed), "cell": cell.key}
-    describe_run(run, config=cell.config, config_yaml=json.dumps(dict(cell.config), indent=1), tags=tags)
-    curves = MetricWriter(run)
+    with Telemetry(intent, owner=True) as telemetry:
+        telemetry.status("RUNNING")
+        telemetry.describe(config=cell.config, config_yaml=json.dumps(dict(cell.config), indent=1), tags=tags)
 
-    def note(step: int, figures: Mapping[str, float]) -> None:
-        curves.add(step, figures)
-        curves.flush()
-        print(f"{cell.key}: step {step} · {_shown(figures)}", flush=True)
+        def note(step: int, figures: Mapping[str, float]) -> None:
+            telemetry.metrics(step, figures)
+            print(f"{cell.key}: step {step} · {_shown(figures)}", flush=True)
 
-    try:
-        outcome = work(cell, note)
-    except BaseException:
-        run.client.log_text(run.run_id, traceback.format_exc(), "error.txt")
-        close_run(run, "FAILED")
-        raise
-    text = json.dumps(outcome.result)
-    _log(run, outcome, text)
-    close_run(run, "FINISHED")
+        try:
+            outcome = work(cell, note)
+        except BaseException:
+            telemetry.artifact("error.txt", traceback.format_exc().encode())
+            telemetry.status("FAILED")
+            _settle(telemetry, cell)
+            raise
+        text = json.dumps(outcome.result)
+        _log(telemetry, outcome, text)
+        telemetry.status("FINISHED")
+        _settle(telemetry, cell)
     storage.write_bytes(result_uri(place, cell), text.encode())
     return _shown(outcome.result)
+
+
+def _settle(telemetry: Telemetry, cell: Cell) -> None:
+    settled = telemetry.settle(_SETTLE_S)
+    if settled.unsent:
+        print(
+            f"{cell.key}: {settled.unsent} records did not reach {telemetry.intent.tracking_uri}; send them with: "
+            f"python jobs/replay_tracking.py spool={settled.spool}",
+            flush=True,
+        )
 
 
 def _shown(figures: Mapping[str, Any]) -> str:
     return " · ".join(f"{name} {value:.3g}" for name, value in figures.items() if isinstance(value, float))
 
 
-def _log(run: TrackedRun, outcome: Outcome, text: str) -> None:
-    client = run.client
-    for name, value in outcome.result.items():
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            client.log_metric(run.run_id, name, float(value))
-    client.log_text(run.run_id, text, RESULT_NAME)
+def _log(telemetry: Telemetry, outcome: Outcome, text: str) -> None:
+    numbers = {
+        name: float(value)
+        for name, value in outcome.result.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+    telemetry.metrics(0, numbers)
+    telemetry.artifact(RESULT_NAME, text.encode())
     for name, data in outcome.files.items():
-        client.log_text(run.run_id, data.decode(), name)
+        telemetry.artifact(name, data)
 
 
 def read_results(experiment_name: str, *, tracking_uri: str) -> list[dict[str, Any]]:

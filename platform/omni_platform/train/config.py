@@ -16,7 +16,8 @@ class TrainConfig:
     dataset_dir: str
     """The output folder of preprocess (a path or s3://)."""
     output_dir: str
-    """Where the exported model, the pictures and (by default) the MLflow store go."""
+    """Where the exported model, the pictures and (by default) the MLflow store go; must be shared by all nodes (a path
+    or s3://)."""
     storage_path: str | None = None
     """Where checkpoints go, in a folder named after the run; must be shared by all nodes (a path or s3://).
     Default: `checkpoints` in output_dir."""
@@ -115,9 +116,9 @@ class TrainConfig:
     experiment_name: str | None = field(default=None, metadata={"env": "MLFLOW_EXPERIMENT_NAME"})
     """The MLflow experiment."""
     registered_model_name: str | None = None
-    """If given, the exported model becomes a version of this registered model."""
-    alias: str | None = "champion"
-    """The alias that points to the new version."""
+    """If given, the exported model becomes a version of this registered model, with the alias `candidate`."""
+    tracking_settle_s: float = 30.0
+    """How long the end of a run waits for a tracker that does not answer, before it leaves the rest in its spool."""
 
     def __post_init__(self) -> None:
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size",

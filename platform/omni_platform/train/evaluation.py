@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
-from omni_platform.tracking import TrackedRun
+from omni_platform.tracking import RunIntent, Telemetry
 from omni_platform.train.checkpoint import Storage, checkpoint_name, fetch
 from omni_platform.train.config import TrainConfig
 from omni_platform.train.engine import read_weights
+from omni_platform.train.export import Origin, write_export
 from omni_platform.train.task import Rows, Task
 
 _FILE = "evaluation.json"
@@ -31,7 +32,7 @@ class EvaluationJob:
     config: TrainConfig
     build_task: Callable[[dict[str, Any]], Task]
     open_rows: Callable[[], Rows]
-    run: TrackedRun
+    run: RunIntent
 
 
 def evaluate_checkpoint(job: EvaluationJob, storage: Storage, step: int) -> dict[str, float]:
@@ -39,6 +40,27 @@ def evaluate_checkpoint(job: EvaluationJob, storage: Storage, step: int) -> dict
 
     Raises DamagedCheckpointError where the checkpoint is not as it was saved.
     """
+    task = _task_at(job, storage, step)
+    figures = _measure(task, job.open_rows(), job.config.per_device_eval_batch_size)
+    with Telemetry(job.run) as telemetry:
+        telemetry.metrics(step, {f"eval/{name}": value for name, value in figures.items()})
+    storage.write(checkpoint_name(step), _FILE, json.dumps(figures).encode())
+    return figures
+
+
+def export_checkpoint(job: EvaluationJob, storage: Storage, step: int, *, last_step: int) -> None:
+    """Replace the run's export by the model of a checkpoint, chosen by its evaluation."""
+    found = read_evaluation(storage, step) or {}
+    chosen_by = f"eval/{job.config.metric_for_best_model}"
+    origin = Origin(
+        run_name=job.config.run_name, step=step, last_step=last_step, chosen_by=chosen_by,
+        value=found.get(job.config.metric_for_best_model),
+    )  # fmt: skip
+    write_export(job.config, _task_at(job, storage, step), origin)
+
+
+def _task_at(job: EvaluationJob, storage: Storage, step: int) -> Task:
+    """The task with the weights of a checkpoint."""
     scratch = Path(tempfile.mkdtemp(prefix=f"evaluate-{step}-"))
     try:
         folder = fetch(storage, step, scratch)
@@ -46,11 +68,7 @@ def evaluate_checkpoint(job: EvaluationJob, storage: Storage, step: int) -> dict
         _fill(task.module, read_weights(job.config, folder / "engine"))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    figures = _measure(task, job.open_rows(), job.config.per_device_eval_batch_size)
-    for name, value in figures.items():
-        job.run.client.log_metric(job.run.run_id, f"eval/{name}", value, step=step)
-    storage.write(checkpoint_name(step), _FILE, json.dumps(figures).encode())
-    return figures
+    return task
 
 
 def is_due(config: TrainConfig, step: int, total_steps: int) -> bool:

@@ -10,7 +10,15 @@ from typing import Any
 import ray
 
 from omni_platform.train.checkpoint import Storage, prune
-from omni_platform.train.evaluation import EvaluationJob, best_step, evaluate_checkpoint, is_due, read_evaluation
+from omni_platform.train.config import TrainConfig
+from omni_platform.train.evaluation import (
+    EvaluationJob,
+    best_step,
+    evaluate_checkpoint,
+    export_checkpoint,
+    is_due,
+    read_evaluation,
+)
 from omni_platform.train.loop import Job
 from omni_platform.train.task import Rows
 
@@ -28,6 +36,7 @@ class Evaluations:
             return
         assert open_rows is not None, "a config with eval_dataset_dir comes with open_eval_rows"
         evaluation = EvaluationJob(config=job.config, build_task=job.build_task, open_rows=open_rows, run=job.run)
+        self._evaluation = evaluation
         self.name = f"evaluator-{job.config.run_name}-{uuid.uuid4().hex[:8]}"
         actor_class: Any = _Evaluator
         self._actor = actor_class.options(name=self.name).remote(evaluation, storage)
@@ -47,6 +56,12 @@ class Evaluations:
         figures = None if best is None else read_evaluation(self._storage, best)
         return {"best_step": best, "best_evaluation": figures, "failed_evaluations": sorted(problems)}
 
+    def export(self, step: int, *, last_step: int) -> None:
+        """Make a checkpoint's model the export of the run, in a process with the resources of an evaluation."""
+        ray.get(_with_resources(self._config, export_checkpoint).remote(
+            self._evaluation, self._storage, step, last_step=last_step
+        ))  # fmt: skip
+
 
 def ask_for_evaluation(name: str, step: int) -> None:
     """Have a checkpoint evaluated; for workers, who do not wait for it."""
@@ -65,11 +80,7 @@ class _Evaluator:
         """Begin with the checkpoint of a step; a step whose evaluation has begun is not evaluated twice."""
         if step in self._running:
             return
-        resources = dict(self._job.config.eval_resources)
-        evaluate: Any = ray.remote(_evaluate)
-        task = evaluate.options(
-            num_cpus=resources.pop("CPU", 0), num_gpus=resources.pop("GPU", 0), resources=resources or None
-        )
+        task = _with_resources(self._job.config, _evaluate)
         self._running[step] = task.remote(self._job, self._storage, step)
 
     def settle(self) -> dict[int, str]:
@@ -81,6 +92,12 @@ class _Evaluator:
             except Exception as error:  # an evaluation that fails must not take the trained model with it
                 problems[step] = str(error)
         return problems
+
+
+def _with_resources(config: TrainConfig, call: Callable[..., Any]) -> Any:
+    resources = dict(config.eval_resources)
+    task: Any = ray.remote(call)
+    return task.options(num_cpus=resources.pop("CPU", 0), num_gpus=resources.pop("GPU", 0), resources=resources or None)
 
 
 def _evaluate(job: EvaluationJob, storage: Storage, step: int) -> None:

@@ -23,9 +23,8 @@ from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.report_config import CheckpointUploadMode
 
-from omni_platform import storage, tracking
-from omni_platform.artifacts import card_bytes, find_card, fingerprint_bytes
-from omni_platform.config import to_dict, to_yaml
+from omni_platform import storage
+from omni_platform.tracking import Telemetry
 from omni_platform.train.checkpoint import Storage
 from omni_platform.train.config import TrainConfig
 from omni_platform.train.evaluator import Evaluations, ask_for_evaluation
@@ -33,6 +32,7 @@ from omni_platform.train.loop import Job, work
 from omni_platform.train.place import Place
 from omni_platform.train.stop import RunStopped, StopFlag, StopWatch, stop_on_signals
 from omni_platform.train.task import Rows, Task
+from omni_platform.train.tracked import ask_to_register, begin_tracking, end_tracking, plan_tracking
 
 
 def fit(
@@ -52,31 +52,38 @@ def fit(
     config = with_absolute_paths(config)
     flag_name = f"stop-{config.run_name}-{uuid.uuid4().hex[:8]}"
     flag = StopFlag.options(name=flag_name).remote()  # type: ignore[attr-defined]
-    with stop_on_signals(flag) as request:
-        run = _open_tracked_run(config)
-        job = Job(
-            config=config,
-            build_task=build_task,
-            open_rows=open_rows,
-            run=run,
-            on_terminal=sys.stderr.isatty(),
-        )
-        evaluations = Evaluations(job, open_eval_rows, _run_storage(config))
+    with stop_on_signals(flag) as request, Telemetry(plan_tracking(config), owner=True) as telemetry:
+        begin_tracking(telemetry, config)
         try:
+            job = Job(
+                config=config,
+                build_task=build_task,
+                open_rows=open_rows,
+                run=telemetry.intent,
+                on_terminal=sys.stderr.isatty(),
+            )
+            evaluations = Evaluations(job, open_eval_rows, _run_storage(config))
             summary = _in_thread(_make_trainer(job, flag_name, evaluations.name).fit).return_value
-            summary |= {} if summary["stopped"] else evaluations.settle()
+            if not summary["stopped"]:
+                summary |= evaluations.settle()
+                _export_best(evaluations, summary)
         except BaseException:
-            tracking.close_run(run, "FAILED" if request.signum is None else "KILLED")
+            end_tracking(telemetry, config, "FAILED" if request.signum is None else "KILLED")
             raise
         if summary["stopped"]:
-            tracking.close_run(run, "KILLED")
+            end_tracking(telemetry, config, "KILLED")
             raise RunStopped(request.signum, f"{config.run_name} stopped after step {summary['steps']}")
-        for kind, share in summary["goodput"].items():
-            run.client.log_metric(run.run_id, f"goodput/{kind}", share)
-        tracking.close_run(run, "FINISHED")
-    version = summary.pop("model_version")
-    where = {"tracking_uri": run.tracking_uri, "run_id": run.run_id, "model_version": version}
-    return {**summary, "mlflow": where}
+        ask_to_register(telemetry, config)
+        telemetry.metrics(summary["steps"], {f"goodput/{k}": share for k, share in summary["goodput"].items()})
+        return {**summary, "mlflow": end_tracking(telemetry, config, "FINISHED")}
+
+
+def _export_best(evaluations: Evaluations, summary: dict[str, Any]) -> None:
+    """The workers have exported the last step; where an evaluation names a better one, that is exported instead."""
+    best = summary.get("best_step")
+    if best is not None and best != summary["steps"]:
+        evaluations.export(best, last_step=summary["steps"])
+    summary["exported_step"] = summary["steps"] if best is None else best
 
 
 def _run_storage(config: TrainConfig) -> Storage:
@@ -230,23 +237,3 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
 
 def _in_uploaded_copy() -> bool:
     return "/runtime_resources/working_dir_files/" in os.getcwd()
-
-
-def _open_tracked_run(config: TrainConfig) -> tracking.TrackedRun:
-    assert config.storage_path is not None
-    card = find_card(config.dataset_dir)
-    run = tracking.open_run(
-        run_name=config.run_name,
-        run_folder=storage.join(config.storage_path, config.run_name),
-        output_dir=config.output_dir,
-        tracking_uri=config.tracking_uri,
-        experiment_name=config.experiment_name,
-    )
-    tracking.describe_run(
-        run,
-        config=to_dict(config),
-        config_yaml=to_yaml(config),
-        cards={} if card is None else {f"{card.name}.json": card_bytes(card).decode()},
-        tags={} if card is None else {"data_fingerprint": fingerprint_bytes(card_bytes(card))},
-    )
-    return run

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from omni_platform.tracking import TrackedRun
+from omni_platform.tracking import RunIntent
 from omni_platform.train.checkpoint import gather
 from omni_platform.train.config import TrainConfig
 from omni_platform.train.engine import Engine, make_engine
@@ -41,7 +41,7 @@ class Job:
     build_task: Callable[..., Task]
     """Receives the task's settings; under ZeRO-3 also `lockstep` and `whole` (see `build_sharded`)."""
     open_rows: Callable[[], Rows]
-    run: TrackedRun
+    run: RunIntent
     on_terminal: bool = False
     """Whether a person watches a terminal."""
 
@@ -57,9 +57,29 @@ def work(job: Job, place: Place) -> dict[str, Any]:
     plan = Plan.make(config, rows, world_size=dist.get_world_size())
     seed_everything(config.seed + 1 + dist.get_rank())  # but not the same dropout
     progress = resume(place, engine, config, plan, goodput)
-    notes = Notes(job.run, config, plan, progress, loss_weights(task), on_terminal=job.on_terminal)
     saver = Saver(place, engine, config, plan, progress, goodput)
+    with Notes(job.run, config, plan, progress, loss_weights(task), on_terminal=job.on_terminal) as notes:
+        stopped = _train(job, place, engine, task, rows, plan, progress, goodput, saver, notes)
+        saver.settle()
+        summary = {"steps": progress.step} if stopped else finish(notes, config, task, engine, progress)
+    dist.barrier()  # a worker that leaves first would break the others' last exchange
+    return {"stopped": stopped, **summary, "skipped_steps": len(progress.skipped), "goodput": goodput.shares()}
 
+
+def _train(
+    job: Job,
+    place: Place,
+    engine: Engine,
+    task: Task,
+    rows: Rows,
+    plan: Plan,
+    progress: Progress,
+    goodput: Goodput,
+    saver: Saver,
+    notes: Notes,
+) -> bool:
+    """Step after step to the end of the plan; whether the run was asked to stop before."""
+    config = job.config
     stopped, noticed, batches = False, False, plan.batches(dist.get_rank(), first_step=progress.step)
     with Feed(rows, batches, task.collate, depth=config.prefetch_batches) as feed:
         while progress.step < plan.total_steps and not stopped:
@@ -69,23 +89,18 @@ def work(job: Job, place: Place) -> dict[str, Any]:
                 figures = train_step(engine, feed, config, rate, place, waits_s, uploaded=saver.own_share_done)
             progress.step += 1
             if figures.bad_rows:
-                _note_skipped(job, progress, figures)
+                _note_skipped(job, notes, progress, figures)
             notes.take(figures, rate, engine.grad_norm())
             if figures.uploaded:
                 saver.complete()
             stopped = figures.stop and progress.step < plan.total_steps
             notice, noticed = figures.preempted and not noticed, figures.preempted
             if notice:
-                _note_preemption(job, progress.step)
+                _note_preemption(job, notes, progress.step)
             at_once = stopped or notice or progress.step == plan.total_steps
             if at_once or progress.step % config.save_steps == 0:
-                notes.flush()
                 saver.save(wait=at_once or not config.async_save, stopped=stopped)
-    saver.settle()
-    notes.close()
-    summary = {"steps": progress.step} if stopped else finish(job.run, config, task, engine, progress)
-    dist.barrier()  # a worker that leaves first would break the others' last exchange
-    return {"stopped": stopped, **summary, "skipped_steps": len(progress.skipped), "goodput": goodput.shares()}
+    return stopped
 
 
 def train_step(
@@ -133,7 +148,7 @@ def poisoned_if_not_finite(loss: torch.Tensor) -> torch.Tensor:
     return loss * torch.where(torch.isfinite(loss.detach()), 1.0, float("nan")).to(loss.dtype)
 
 
-def _note_skipped(job: Job, progress: Progress, figures: StepFigures) -> None:
+def _note_skipped(job: Job, notes: Notes, progress: Progress, figures: StepFigures) -> None:
     """Tell of a step that changed nothing; FloatingPointError where the run is not to go on."""
     config = job.config
     loss, step = figures.terms["loss"], progress.step
@@ -148,10 +163,10 @@ def _note_skipped(job: Job, progress: Progress, figures: StepFigures) -> None:
         )
     if dist.get_rank() == 0:
         print(f"{config.run_name}: skipped {text}", flush=True)
-        job.run.client.set_tag(job.run.run_id, f"skipped.{step}", ", ".join(figures.bad_rows)[:4000])
+        notes.tag(f"skipped.{step}", ", ".join(figures.bad_rows)[:4000])
 
 
-def _note_preemption(job: Job, step: int) -> None:
+def _note_preemption(job: Job, notes: Notes, step: int) -> None:
     if dist.get_rank() == 0:
         print(f"{job.config.run_name}: a node will be taken away; saving step {step} now", flush=True)
-        job.run.client.set_tag(job.run.run_id, "preempted", f"saved at step {step}")
+        notes.tag("preempted", f"saved at step {step}")

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: figures to the tracker, progress to the person who waits."""
+"""What a run reports on its way: metrics to its spool, progress to the terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch.distributed as dist
 
-from omni_platform.tracking import MetricWriter, TrackedRun
+from omni_platform.tracking import RunIntent, Telemetry
 from omni_platform.train.config import TrainConfig
 from omni_platform.train.figures import StepFigures, Window
 from omni_platform.train.plan import Plan
@@ -15,11 +15,11 @@ from omni_platform.train.state import Progress
 
 
 class Notes:
-    """Worker 0 tells; the others only keep the same sums, which belong to their progress."""
+    """Worker 0 reports; the others only keep the same sums, which belong to their progress. A context manager."""
 
     def __init__(
         self,
-        run: TrackedRun,
+        run: RunIntent,
         config: TrainConfig,
         plan: Plan,
         progress: Progress,
@@ -29,16 +29,22 @@ class Notes:
     ) -> None:
         self._config, self._plan, self._progress, self._weights = config, plan, progress, weights
         self._window = Window(progress.window)
-        self._writer: MetricWriter | None = None
+        self._telemetry: Telemetry | None = None
         self._display: ProgressDisplay | None = None
         if dist.get_rank() == 0:
-            self._writer = MetricWriter(run)
+            self._telemetry = Telemetry(run)
             self._display = ProgressDisplay(
                 config.run_name,
                 total_steps=plan.total_steps,
                 first_step=progress.step,
                 on_terminal=on_terminal,
             )
+
+    def __enter__(self) -> Notes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def take(self, figures: StepFigures, rate: float, grad_norm: float | None) -> None:
         """Add a step to the window; every `logging_steps` steps and after the last, note the means.
@@ -56,20 +62,31 @@ class Notes:
         if due and (means := self._window.close(self._weights)):
             progress.last = means
             progress.first = progress.first or means
-            self._tell(progress.step, {**means, "learning_rate": rate, "epoch": progress.epoch})
+            self._report(progress.step, {**means, "learning_rate": rate, "epoch": progress.epoch})
         progress.window = self._window.sums
 
-    def flush(self) -> None:
-        """Send what waits to be sent."""
-        if self._writer is not None:
-            self._writer.flush()
+    def tag(self, name: str, text: str) -> None:
+        """A tag of the run in the tracker."""
+        if self._telemetry is not None:
+            self._telemetry.tags({name: text})
+
+    def picture(self, name: str, data: bytes) -> None:
+        """A small file of the run in the tracker."""
+        if self._telemetry is not None:
+            self._telemetry.artifact(name, data)
+
+    def history(self) -> dict[str, dict[int, float]]:
+        """Metric -> value by step, of this attempt and those before it; on worker 0."""
+        return {} if self._telemetry is None else self._telemetry.history()
 
     def close(self) -> None:
-        self.flush()
+        """End the progress display; what is not sent yet stays in the spool."""
+        if self._telemetry is not None:
+            self._telemetry.close()
         if self._display is not None:
             self._display.close()
 
-    def _tell(self, step: int, figures: Mapping[str, float]) -> None:
-        if self._writer is not None and self._display is not None:
-            self._writer.add(step, {f"train/{name}": value for name, value in figures.items()})
-            self._display.note(step, figures)
+    def _report(self, step: int, means: Mapping[str, float]) -> None:
+        if self._telemetry is not None and self._display is not None:
+            self._telemetry.metrics(step, {f"train/{name}": value for name, value in means.items()})
+            self._display.note(step, means)
