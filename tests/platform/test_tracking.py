@@ -1,21 +1,15 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from mlflow.telemetry.utils import is_telemetry_disabled
+from mlflow.tracking import MlflowClient
 
-from omni_platform.tracking import (
-    MetricWriter,
-    TrackedRun,
-    close_run,
-    describe_run,
-    flatten,
-    metric_history,
-    open_run,
-    register_model,
-    resolve_model,
-)
+from omni_platform.tracking import Telemetry, TrackedRun, UnknownRunError, connect, metric_history, plan_run, store_uri
+from omni_platform.tracking.store import flatten
 
 
 @pytest.fixture(autouse=True)
@@ -26,82 +20,131 @@ def no_tracking_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("store")
-    return open_run(run_name="first", run_folder=folder / "first", output_dir=folder).tracking_uri
+    uri = store_uri(None, output_dir=tmp_path_factory.mktemp("store"))
+    connect(uri)
+    return uri
 
 
-@pytest.fixture
-def run(store: str, tmp_path: Path) -> TrackedRun:
-    return open_run(run_name="a", run_folder=tmp_path / "a", output_dir=tmp_path, tracking_uri=store)
+def start(store: str, folder: Path, name: str = "r") -> Telemetry:
+    """The driver's telemetry of a run whose outputs are in `folder`, set to running."""
+    intent = plan_run(run_name=name, run_folder=folder / name, output_dir=folder, tracking_uri=store)
+    telemetry = Telemetry(intent, owner=True)
+    telemetry.status("RUNNING")
+    return telemetry
 
 
-def test_default_store_is_sqlite_below_the_output_folder_with_artifacts_beside(store: str) -> None:
-    database = Path(store.removeprefix("sqlite:///"))
-    assert database.name == "mlflow.db"
-    assert database.is_file()
-    run = open_run(
-        run_name="b",
-        run_folder=database.parent / "b",
-        output_dir=database.parent.parent,  # the folder for which the fixture made this store
-    )
-    assert run.tracking_uri == store
-    run.client.log_text(run.run_id, "x", "note.txt")
-    assert list((database.parent / "artifacts").rglob("note.txt"))
+def settled(telemetry: Telemetry) -> TrackedRun:
+    """The run, once the store has everything."""
+    assert telemetry.settle(60.0).unsent == 0
+    assert telemetry.run is not None
+    return telemetry.run
 
 
-def test_telemetry_is_off() -> None:
+def test_default_store_is_sqlite_below_the_output_folder_with_artifacts_beside(tmp_path: Path) -> None:
+    uri = store_uri(None, output_dir=tmp_path)
+    assert uri == f"sqlite:///{tmp_path}/mlflow/mlflow.db"
+    with Telemetry(plan_run(run_name="a", run_folder=tmp_path / "a", output_dir=tmp_path), owner=True) as telemetry:
+        telemetry.artifact("note.txt", b"x")
+        settled(telemetry)
+    assert (tmp_path / "mlflow" / "mlflow.db").is_file()
+    (found,) = (tmp_path / "mlflow" / "artifacts").rglob("note.txt")
+    assert found.read_bytes() == b"x"
+
+
+def test_sqlite_in_an_object_store_is_refused_with_the_fix() -> None:
+    with pytest.raises(ValueError, match="s3://bucket/out cannot hold an MLflow store; name one with tracking_uri"):
+        store_uri(None, output_dir="s3://bucket/out")
+    assert store_uri("http://mlflow:5000", output_dir="s3://bucket/out") == "http://mlflow:5000"
+
+
+def test_mlflow_sends_no_usage_events() -> None:
     assert is_telemetry_disabled()
 
 
+def test_processes_that_meet_a_fresh_store_at_once_all_get_their_run(tmp_path: Path) -> None:
+    """Without a lock all but one die of "table already exists"."""
+    code = (
+        "import sys; from omni_platform.tracking import Telemetry, plan_run\n"
+        "folder, name = sys.argv[1:]\n"
+        "plan = plan_run(run_name=name, run_folder=f'{folder}/{name}', output_dir=folder, experiment_name='fresh')\n"
+        "input()\n"
+        "with Telemetry(plan, owner=True) as telemetry:\n"
+        "    telemetry.metrics(1, {'loss': 2.0})\n"
+        "    print(telemetry.settle(60.0).unsent, telemetry.run.experiment_id)\n"
+    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path), name],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for name in "abc"
+    ]  # fmt: skip
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    outputs = [process.communicate(timeout=240)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], "\n".join(outputs)
+    assert "already exists" not in "".join(outputs)
+    assert {output.splitlines()[-1] for output in outputs} == {"0 1"}
+    runs = connect(store_uri(None, output_dir=tmp_path)).search_runs(["1"])
+    assert sorted(run.info.run_name for run in runs) == ["a", "b", "c"]
+    assert [run.data.metrics for run in runs] == [{"loss": 2.0}] * 3
+
+
 def test_a_retry_writes_into_the_same_run(store: str, tmp_path: Path) -> None:
-    def attempt() -> TrackedRun:
-        return open_run(run_name="r", run_folder=tmp_path / "r", output_dir=tmp_path, tracking_uri=store)
+    with start(store, tmp_path) as first:
+        first.status("FAILED")
+        run = settled(first)
+    assert run.client.get_run(run.run_id).info.status == "FAILED"
+    with start(store, tmp_path) as second:
+        assert settled(second) == run
+        assert run.client.get_run(run.run_id).info.status == "RUNNING"
+        second.status("KILLED")
+        settled(second)
+    assert run.client.get_run(run.run_id).info.status == "KILLED"
 
-    first = attempt()
-    close_run(first, "FAILED")
-    assert first.client.get_run(first.run_id).info.status == "FAILED"
-    second = attempt()
-    assert second == first
-    assert first.client.get_run(first.run_id).info.status == "RUNNING"
-    close_run(second, "KILLED")
-    assert first.client.get_run(first.run_id).info.status == "KILLED"
 
-
-def test_a_run_that_was_deleted_is_replaced(run: TrackedRun, store: str, tmp_path: Path) -> None:
+def test_a_run_that_was_deleted_is_replaced(store: str, tmp_path: Path) -> None:
+    with start(store, tmp_path) as first:
+        run = settled(first)
     run.client.delete_run(run.run_id)
-    again = open_run(run_name="a", run_folder=tmp_path / "a", output_dir=tmp_path, tracking_uri=store)
-    assert again.run_id != run.run_id
+    with start(store, tmp_path) as second:
+        assert settled(second).run_id != run.run_id
 
 
 def test_environment_names_store_experiment_and_run(
-    run: TrackedRun, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "from the environment")
-    made = open_run(run_name="e", run_folder=tmp_path / "e", output_dir=tmp_path)
-    assert made.tracking_uri == store
-    assert made.client.get_experiment(made.experiment_id).name == "from the environment"
+    with Telemetry(plan_run(run_name="e", run_folder=tmp_path / "e", output_dir=tmp_path), owner=True) as telemetry:
+        run = settled(telemetry)
+    assert run.tracking_uri == store
+    assert run.client.get_experiment(run.experiment_id).name == "from the environment"
 
     monkeypatch.setenv("MLFLOW_RUN_ID", run.run_id)
-    assert open_run(run_name="f", run_folder=tmp_path / "f", output_dir=tmp_path).run_id == run.run_id
+    with start(store, tmp_path, "f") as telemetry:
+        assert settled(telemetry).run_id == run.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
-    with pytest.raises(ValueError, match="MLFLOW_RUN_ID=0000"):
-        open_run(run_name="g", run_folder=tmp_path / "g", output_dir=tmp_path)
+    with start(store, tmp_path, "g") as telemetry, pytest.raises(UnknownRunError, match="MLFLOW_RUN_ID=0000"):
+        telemetry.check(60.0)
 
 
 def test_a_relative_store_means_the_same_file_in_every_process(
-    run: TrackedRun, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(Path(store.removeprefix("sqlite:///")).parent)
-    again = open_run(run_name="a", run_folder=tmp_path / "a", output_dir=tmp_path, tracking_uri="sqlite:///mlflow.db")
-    assert again == run
+    assert store_uri("sqlite:///mlflow.db") == store
 
 
-def test_describe_run_keeps_config_cards_and_origin(run: TrackedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_config_cards_and_origin_are_kept(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"metadata": {"job_submission_id": "raysubmit_1"}}')
     monkeypatch.setenv("GIT_SHA", "abc")
     config = {"learning_rate": 0.1, "task": {"loss": {"latent": 0.5}, "empty": {}}}
-    describe_run(run, config=config, config_yaml="learning_rate: 0.1\n", cards={"anchors.json": "{}"})
+    with start(store, tmp_path) as telemetry:
+        telemetry.describe(config=config, config_yaml="learning_rate: 0.1\n", cards={"anchors.json": "{}"})
+        run = settled(telemetry)
     data = run.client.get_run(run.run_id).data
     assert data.params == {"learning_rate": "0.1", "task.loss.latent": "0.5", "task.empty": "{}"}
     assert data.tags["ray_submission_id"] == "raysubmit_1"
@@ -110,74 +153,68 @@ def test_describe_run_keeps_config_cards_and_origin(run: TrackedRun, monkeypatch
     assert {a.path for a in run.client.list_artifacts(run.run_id)} == {"cards", "config.yaml"}
     assert [a.path for a in run.client.list_artifacts(run.run_id, "cards")] == ["cards/anchors.json"]
 
-    describe_run(run, config={"learning_rate": 0.2, "new": 1}, config_yaml="learning_rate: 0.2\n")
+    with start(store, tmp_path) as telemetry:
+        telemetry.describe(config={"learning_rate": 0.2, "new": 1}, config_yaml="learning_rate: 0.2\n")
+        settled(telemetry)
     data = run.client.get_run(run.run_id).data
     assert (data.params["learning_rate"], data.params["new"]) == ("0.1", "1")
     assert data.tags["resumed_with.learning_rate"] == "0.2"
     assert "resumed_with.new" not in data.tags
 
 
-def test_more_parameters_than_one_batch_takes(run: TrackedRun) -> None:
-    describe_run(run, config={f"key{i}": i for i in range(250)}, config_yaml="")
+def test_more_parameters_and_metrics_than_one_request_takes(store: str, tmp_path: Path) -> None:
+    with start(store, tmp_path) as telemetry:
+        telemetry.params({f"key{i}": i for i in range(250)})
+        for step in range(1, 1301):
+            telemetry.metrics(step, {"loss": step / 7})
+        run = settled(telemetry)
     assert len(run.client.get_run(run.run_id).data.params) == 250
+    assert metric_history(run, "loss") == {step: step / 7 for step in range(1, 1301)}
 
 
-def test_metrics_wait_for_a_batch_and_the_later_value_of_a_step_counts(run: TrackedRun) -> None:
-    writer = MetricWriter(run)
-    writer.add(1, {"loss": 3.0})
-    writer.add(2, {"loss": 2.0})
-    assert metric_history(run, "loss") == {}
-    writer.flush()
-    assert metric_history(run, "loss") == {1: 3.0, 2: 2.0}
-    resumed = MetricWriter(run)
-    resumed.add(2, {"loss": 2.5})
-    resumed.flush()
+def test_of_a_step_that_was_run_twice_the_later_value_counts(store: str, tmp_path: Path) -> None:
+    with start(store, tmp_path) as first:
+        first.metrics(1, {"loss": 3.0})
+        first.metrics(2, {"loss": 2.0})
+        run = settled(first)
+    with start(store, tmp_path) as second:
+        second.metrics(2, {"loss": 2.5})
+        settled(second)
+        assert second.history() == {"loss": {1: 3.0, 2: 2.5}}  # from the spool, for the curves
     assert metric_history(run, "loss") == {1: 3.0, 2: 2.5}
 
 
-def test_a_registered_model_is_found_by_alias_and_by_version(
-    run: TrackedRun, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_the_store_never_takes_holds_nothing_up(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    export = tmp_path / "export"
-    export.mkdir()
-    (export / "method.json").write_text("{}")
-    first = register_model(export, "m", "champion", run.run_id, tracking_uri=store)
-    (export / "method.json").write_text('{"second": true}')
-    other = open_run(run_name="o", run_folder=tmp_path / "o", output_dir=tmp_path, tracking_uri=store)
-    second = register_model(export, "m", "champion", other.run_id, tracking_uri=store)
-    assert (first, second) == (1, 2)
-    found = resolve_model("models:/m@champion", tracking_uri=store)
-    assert (found / "method.json").read_text() == '{"second": true}'
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    assert (resolve_model("models:/m/1") / "method.json").read_text() == "{}"
-    assert resolve_model(export) == export
+    with start(store, tmp_path) as telemetry:
+        telemetry.metrics(1, {"loss": 3.0, "no such?name": 1.0})
+        telemetry.metrics(2, {"loss": 2.0})
+        run = settled(telemetry)
+    assert metric_history(run, "loss") == {1: 3.0, 2: 2.0}
+    (refused,) = (tmp_path / "r" / "tracking").glob("*.refused")
+    assert refused.read_text().count("\n") == 1
+    assert '"no such?name": 1.0' in refused.read_text()
+    assert "metrics refused by the tracker: Invalid value" in capsys.readouterr().out
 
 
-def test_a_finished_run_that_is_started_again_registers_nothing_new(
-    run: TrackedRun, store: str, tmp_path: Path
+def test_a_process_of_the_run_waits_for_its_owner_to_make_it_and_leaves_the_rest_to_it(
+    store: str, tmp_path: Path
 ) -> None:
-    export = tmp_path / "export"
-    export.mkdir()
-    (export / "method.json").write_text('{"step": 5}')
-    first = register_model(export, "again", "champion", run.run_id, step=5, tracking_uri=store)
-    assert register_model(export, "again", "champion", run.run_id, step=5, tracking_uri=store) == first
-    (export / "method.json").write_text('{"step": 9}')
-    longer = register_model(export, "again", "champion", run.run_id, step=9, tracking_uri=store)
-    assert longer == first + 1
-    for version, step in ((first, 5), (longer, 9)):  # neither has taken the place of the other
-        found = resolve_model(f"models:/again/{version}", tracking_uri=store)
-        assert (found / "method.json").read_text() == f'{{"step": {step}}}'
-
-
-def test_what_is_not_in_the_registry_is_said(store: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="models:/none@champion is not in the registry"):
-        resolve_model("models:/none@champion", tracking_uri=store)
-    with pytest.raises(ValueError, match="MLFLOW_TRACKING_URI"):
-        resolve_model("models:/none@champion")
-    with pytest.raises(ValueError, match="neither a folder nor"):
-        resolve_model(tmp_path / "nothing")
-    with pytest.raises(ValueError, match="export the model first"):
-        register_model(tmp_path / "nothing", "m", None, "run", tracking_uri=store)
+    intent = plan_run(run_name="r", run_folder=tmp_path / "r", output_dir=tmp_path, tracking_uri=store)
+    with Telemetry(intent) as worker:
+        worker.metrics(1, {"loss": 3.0})
+        assert worker.settle(1.0).unsent == 1
+        assert worker.run is None
+    with Telemetry(intent, owner=True) as owner:
+        run = settled(owner)
+        assert metric_history(run, "loss") == {1: 3.0}
+        with Telemetry(intent) as worker:
+            worker.metrics(2, {"loss": 2.0})
+            assert worker.settle(60.0).unsent == 0
+            assert worker.run == run
+    assert metric_history(run, "loss") == {1: 3.0, 2: 2.0}
+    assert len(MlflowClient(store).search_runs([run.experiment_id], f"tags.run_key = '{intent.key}'")) == 1
 
 
 def test_flatten_cuts_what_the_store_would_refuse() -> None:

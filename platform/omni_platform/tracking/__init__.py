@@ -15,7 +15,7 @@ from omni_platform.tracking.registry import (
     register_model,
     resolve_model,
 )
-from omni_platform.tracking.store import TrackedRun, connect, metric_history, prepare_store, store_uri
+from omni_platform.tracking.store import TrackedRun, connect, metric_history, store_uri
 from omni_platform.tracking.telemetry import Settled, Telemetry, plan_run, replay
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "log_evaluation",
     "metric_history",
     "plan_run",
-    "prepare_store",
     "promote",
     "register_model",
     "replay",

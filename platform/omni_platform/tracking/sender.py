@@ -49,7 +49,7 @@ class Sender:
         self._fetched = not (self._owner and self._remote)
         self._settling = True
         self._wake.set()
-        while (unsent := sum(file.unsent() for file in self._files())) or not self._fetched:
+        while (unsent := sum(file.unsent() for file in self._files())) or not self._ready:
             silent_s = time.monotonic() - self._progress_s
             # A model of gigabytes is an answer that takes its time; each of its requests has a time-out.
             if self.problem is not None or (silent_s > wait_s and not self.delivery.uploading):
@@ -57,6 +57,10 @@ class Sender:
             time.sleep(0.1)
         self._settling = False
         return unsent
+
+    @property
+    def _ready(self) -> bool:
+        return self._fetched and (self.delivery.run is not None or not self._owner)
 
     def stop(self) -> None:
         """End the thread, let go of the file, and copy what is on this machine alone beside the run's outputs."""

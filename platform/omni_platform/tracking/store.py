@@ -48,15 +48,6 @@ def connect(uri: str) -> MlflowClient:
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def prepare_store(
-    *, output_dir: str | Path, tracking_uri: str | None = None, experiment_name: str | None = None
-) -> str:
-    """Make store and experiment where they do not exist; returns the store's URI (see `store_uri`)."""
-    uri = store_uri(tracking_uri, output_dir=output_dir)
-    find_experiment(connect(uri), uri, experiment_or_default(experiment_name))
-    return uri
-
-
 def metric_history(run: TrackedRun, name: str) -> dict[int, float]:
     """Value by step, in the order of steps; of a step that was run twice, the later value."""
     points = sorted(run.client.get_metric_history(run.run_id, name), key=lambda m: (m.step, m.timestamp))

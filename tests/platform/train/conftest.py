@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from omni_platform.tracking import open_run
+from omni_platform.tracking import connect, store_uri
 
 sys.path.insert(0, str(Path(__file__).parent))  # workers find `toy_task` through PYTHONPATH, this process here
 
@@ -28,7 +28,9 @@ def process_group() -> Iterator[None]:
 def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One MLflow store for all tests of training: making one takes seconds."""
     folder = tmp_path_factory.mktemp("tracking")
-    return open_run(run_name="first", run_folder=folder / "first", output_dir=folder).tracking_uri
+    uri = store_uri(None, output_dir=folder)
+    connect(uri)
+    return uri
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from faults import Blow, change_a_byte, endure
 from torn_saves import endure_torn_save
 from toy_runs import toy_runs
 
-from omni_platform.tracking import TrackedRun, metric_history, open_run
+from omni_platform.tracking import TrackedRun, metric_history, store_uri
 
 PAGE = Path(__file__).parents[3] / "docs" / "results" / "reliability.md"
 ELASTIC = {"num_workers": (1, 2), "task": {"dropout": 0.0}}
@@ -39,7 +39,7 @@ class Trial:
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="reliability-") as made:
         folder = Path(made)
-        uri = open_run(run_name="first", run_folder=folder / "first", output_dir=folder).tracking_uri
+        uri = store_uri(None, output_dir=folder)
         (folder / "runs").mkdir()
         runs = toy_runs(folder / "runs", uri)
         lines = []

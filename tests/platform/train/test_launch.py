@@ -84,7 +84,7 @@ def test_a_killed_worker_changes_no_loss(
     assert info.data.params["learning_rate"] == "0.01"
     assert info.data.params["task.dropout"] == "0.2"
     assert summary["mlflow"]["model_version"] == 1
-    assert (resolve_model("models:/toy@champion", tracking_uri=tracking_uri) / "model.json").is_file()
+    assert (resolve_model("models:/toy@candidate", tracking_uri=tracking_uri) / "model.json").is_file()
     assert summary["goodput"]["recovery"] > 0
     assert info.data.metrics["goodput/recovery"] == summary["goodput"]["recovery"]
 

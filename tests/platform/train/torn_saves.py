@@ -24,7 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 from toy_runs import config
 from toy_task import ToyRows, ToyTask
 
-from omni_platform.tracking import TrackedRun, metric_history, open_run
+from omni_platform.tracking import RunIntent, Telemetry, metric_history, plan_run
 from omni_platform.train.checkpoint import Storage
 from omni_platform.train.config import TrainConfig
 from omni_platform.train.loop import Job, work
@@ -47,7 +47,7 @@ class TornStory:
 def endure_torn_save(folder: Path, tracking_uri: str, *, dies_writing: str, **settings: Any) -> TornStory:
     """Run until a file that matches `dies_writing` (a regular expression) is about to be written, then run again."""
     whole = config(folder, "torn", tracking_uri=tracking_uri, async_save=False, **settings)
-    run = open_run(run_name="torn", run_folder=folder / "store" / "torn", output_dir=folder, tracking_uri=tracking_uri)
+    run = plan_run(run_name="torn", run_folder=folder / "store" / "torn", output_dir=folder, tracking_uri=tracking_uri)
     spec, log = folder / "spec.json", folder / "log.txt"
     codes: list[list[int]] = []
     found: list[str] = []
@@ -62,8 +62,12 @@ def endure_torn_save(folder: Path, tracking_uri: str, *, dies_writing: str, **se
             newest = max((folder / "store" / "torn").glob("checkpoint-*"))
             found = sorted(str(p.relative_to(newest)) for p in newest.rglob("*") if p.is_file())
     text = log.read_text()
+    with Telemetry(run, owner=True) as telemetry:
+        assert telemetry.settle(60.0).unsent == 0
+        assert telemetry.run is not None
+        losses = metric_history(telemetry.run, "train/loss")
     return TornStory(
-        losses=metric_history(run, "train/loss"),
+        losses=losses,
         exit_codes=codes,
         found=found,
         resumed_from=[int(step) for step in re.findall(r"resumed from step (\d+)", text)],
@@ -96,7 +100,7 @@ def main(spec: Path, rendezvous: str) -> None:
         config=given,
         build_task=ToyTask,
         open_rows=functools.partial(ToyRows, 50),
-        run=TrackedRun(**order["run"]),
+        run=RunIntent(**order["run"]),
     )
     place = Place(
         device=torch.device("cpu"),

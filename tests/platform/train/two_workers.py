@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from toy_task import ToyRows, ToyTask
 
-from omni_platform.tracking import open_run
+from omni_platform.tracking import Telemetry, plan_run
 from omni_platform.train.checkpoint import Storage, gather
 from omni_platform.train.config import TrainConfig
 from omni_platform.train.loop import Job, work
@@ -45,16 +45,16 @@ class StopAfter:
 def attempt(spec: dict[str, Any], tracking_uri: str) -> dict[str, Any]:
     config = TrainConfig(**spec["config"])
     rank, folder = dist.get_rank(), Path(config.output_dir) / "checkpoints"
-    tracked = None
+    intent = None
     if rank == 0:
-        tracked = open_run(
+        intent = plan_run(
             run_name=config.run_name,
             run_folder=folder / config.run_name,
             output_dir=config.output_dir,
             tracking_uri=tracking_uri,
         )
-    run = gather(tracked)[0]
-    job = Job(config=config, build_task=ToyTask, open_rows=functools.partial(ToyRows, 50), run=run)
+    intent = gather(intent)[0]
+    job = Job(config=config, build_task=ToyTask, open_rows=functools.partial(ToyRows, 50), run=intent)
     place = Place(
         device=torch.device("cpu"),
         storage=Storage.at(str(folder), config.run_name),
@@ -63,11 +63,17 @@ def attempt(spec: dict[str, Any], tracking_uri: str) -> dict[str, Any]:
         report=lambda figures, path: None,
     )
     try:
-        return {**work(job, place), "run": run.run_id}
+        outcome = work(job, place)
     except PowerCut:
-        return {"run": run.run_id, "cut": True}
+        outcome = {"cut": True}
     except FloatingPointError as error:
-        return {"run": run.run_id, "error": str(error)}
+        outcome = {"error": str(error)}
+    if rank == 0:  # as the driver would
+        with Telemetry(intent, owner=True) as telemetry:
+            assert telemetry.settle(60.0).unsent == 0
+            assert telemetry.run is not None
+            outcome["run"] = telemetry.run.run_id
+    return outcome
 
 
 def main(path: Path) -> None:
