@@ -31,16 +31,16 @@ class MlflowServer:
         self._process: subprocess.Popen | None = None
 
     def start(self, *, wait: bool = True) -> None:
-        """Start it; `wait` until it answers."""
+        """Start it, unless it runs; `wait` until it answers."""
+        if self._process is not None:
+            return
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
         environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         command = [str(Path(sys.executable).with_name("mlflow")), "server", "--host", "127.0.0.1", "--workers", "1"]
         command += ["--port", str(self._port), "--backend-store-uri", self._store]
         command += ["--artifacts-destination", str(self._folder / "artifacts")]
         with (self._folder / "server.log").open("a") as log:
-            self._process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
+            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         deadline_s = time.monotonic() + DEADLINE_S
         while wait and not self.answers():
             assert self._process.poll() is None, (self._folder / "server.log").read_text()[-3000:]
