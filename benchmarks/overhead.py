@@ -68,16 +68,17 @@ def main() -> None:
 
 
 def _note(folder: Path) -> float:
-    """Seconds that the step waits for one note of ten figures: median of 20, all contestants being stopped."""
-    from omni_platform.tracking import MetricWriter, open_run
+    """Seconds that the step waits for one note of ten metrics: median of 20, all contestants being stopped."""
+    from omni_platform.tracking import Telemetry, plan_run
 
-    writer = MetricWriter(open_run(run_name="notes", run_folder=folder / "notes", output_dir=folder / "notes"))
+    intent = plan_run(run_name="notes", run_folder=folder / "notes", output_dir=folder / "notes")
     seconds = []
-    for step in range(21):
-        started_s = time.perf_counter()
-        writer.add(step, {f"train/figure-{number}": float(step) for number in range(10)})
-        writer.flush()
-        seconds.append(time.perf_counter() - started_s)
+    with Telemetry(intent, owner=True) as telemetry:
+        telemetry.check(60.0)  # the store is made
+        for step in range(21):
+            started_s = time.perf_counter()
+            telemetry.metrics(step, {f"train/metric-{number}": float(step) for number in range(10)})
+            seconds.append(time.perf_counter() - started_s)
     print(f"one note: {1000 * statistics.median(seconds[1:]):.1f} ms")
     return statistics.median(seconds[1:])
 
@@ -255,7 +256,7 @@ def _run_under_ray(spec: dict[str, Any]) -> None:
 
 def _run_plain(spec: dict[str, Any]) -> None:
     """One of two workers that torchrun has started; its rendezvous is in the environment."""
-    from omni_platform.tracking import open_run
+    from omni_platform.tracking import plan_run
     from omni_platform.train.checkpoint import Storage, gather
     from omni_platform.train.config import TrainConfig
     from omni_platform.train.loop import Job, work
@@ -266,7 +267,7 @@ def _run_plain(spec: dict[str, Any]) -> None:
     folder = Path(config.output_dir)
     run = None
     if dist.get_rank() == 0:
-        run = open_run(run_name=config.run_name, run_folder=folder, output_dir=folder)
+        run = plan_run(run_name=config.run_name, run_folder=folder, output_dir=folder)
     job = Job(config=config, build_task=BenchTask, open_rows=Numbers, run=gather(run)[0])
     place = Place(
         device=torch.device("cpu"),

@@ -61,7 +61,8 @@ def main() -> None:
     train += [f"dataset_dir={out}/anchors/train"]
     demo.run("train", [*train, f"output_dir={out}/train", f"tracking_uri={demo.tracking_uri}"])
     demo.evaluate("evaluate_base", model=str(TINY_BASE), conditions="[own]")
-    demo.evaluate("evaluate", model="models:/latentomni@champion", run_id=demo.trained["mlflow"]["run_id"])
+    demo.evaluate("evaluate", model="models:/latentomni@candidate", run_id=demo.trained["mlflow"]["run_id"])
+    demo.promote()
     answers = demo.serve()
     summary = demo.summarise(answers)
     (Path(out) / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -123,6 +124,12 @@ class Demo:
         command += [f"run_id={run_id}"] if run_id else []
         command += [f"conditions={conditions}"] if conditions else []
         self.run(stage, command)
+
+    def promote(self) -> None:
+        """Serve the version that was just evaluated: by its number, so that a reused stage is known by it."""
+        version = self.trained["mlflow"]["model_version"]
+        command = ["jobs/promote.py", "name=latentomni", f"which={version}", f"tracking_uri={self.tracking_uri}"]
+        self.run("promote", command)
 
     def write_real_manifest(self, clip: Path) -> Path:
         """A manifest with one question about a clip that the film did not make."""

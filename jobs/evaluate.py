@@ -15,7 +15,7 @@ from typing import Any
 
 from omni_model.examine import CONDITIONS, Examiner, summarise
 from omni_platform import storage, tracking
-from omni_platform.artifacts import Card, fingerprint_bytes, read_card, write_card
+from omni_platform.artifacts import Card, fingerprint_bytes, folder_fingerprint, read_card, write_card
 from omni_platform.config import fingerprint, parse_args, to_dict
 from omni_platform.data.batches import TrainingRows
 from omni_platform.data.examination import examine
@@ -69,10 +69,10 @@ def main() -> None:
     # Before the long part: a run that does not exist is better known at once.
     curves = read_curves(_runs(config), tracking_uri=config.tracking_uri)
     start_ray(num_cpus=config.num_cpus)
-    folder = tracking.resolve_model(config.model, tracking_uri=config.tracking_uri)
+    model = tracking.find_model(config.model, tracking_uri=config.tracking_uri)
     build = partial(
         Examiner,
-        str(folder),
+        str(model.folder),
         conditions=config.conditions,
         measured=config.measured,
         max_new_tokens=config.max_new_tokens,
@@ -87,8 +87,8 @@ def main() -> None:
         num_gpus_per_examiner=config.num_gpus_per_examiner,
         limit=config.limit,
     )
-    report = summarise(records)
-    _write(config, report, records, curves)
+    report = {**summarise(records), "model": _measured(config, model)}
+    _write(config, model, report, records, curves)
     _print(report)
 
 
@@ -96,17 +96,31 @@ def _runs(config: EvaluateConfig) -> list[str]:
     return [*([config.run_id] if config.run_id else []), *config.compare_run_ids]
 
 
+def _measured(config: EvaluateConfig, model: tracking.ResolvedModel) -> dict[str, Any]:
+    """Which model the report is about, by content: an alias may point elsewhere tomorrow."""
+    about = {"asked_for": config.model, "fingerprint": folder_fingerprint(model.folder)}
+    step = model.tags.get("step")
+    return about | {"name": model.name, "version": model.version, "step": None if step is None else int(step)}
+
+
 def _write(
-    config: EvaluateConfig, report: dict[str, Any], records: list[dict[str, Any]], curves: list[RunCurves]
+    config: EvaluateConfig,
+    model: tracking.ResolvedModel,
+    report: dict[str, Any],
+    records: list[dict[str, Any]],
+    curves: list[RunCurves],
 ) -> None:
     lines = "".join(json.dumps(record) + "\n" for record in records).encode()
     storage.write_bytes(storage.join(config.output_dir, "records.jsonl"), lines)
     storage.write_bytes(storage.join(config.output_dir, "report.json"), json.dumps(report, indent=2).encode())
     storage.write_bytes(storage.join(config.output_dir, "accuracy.png"), draw_conditions(report))
     data = read_card(config.dataset_dir)
+    measured = report["model"]
+    named = f"models:/{model.name}/{model.version}" if model.name else config.model
+    dataset_fingerprint = fingerprint_bytes(repr(data).encode())
     card = Card(
         name="evaluation",
-        inputs={config.dataset_dir: fingerprint_bytes(repr(data).encode()), config.model: ""},
+        inputs={config.dataset_dir: dataset_fingerprint, named: measured["fingerprint"]},
         config=to_dict(config),
         config_fingerprint=fingerprint(config),
         counts={"questions": report["n"], "records": len(records)},
@@ -114,8 +128,15 @@ def _write(
     page = _page(config, card, report, records, curves)
     storage.write_bytes(storage.join(config.output_dir, "report.html"), page.encode())
     write_card(config.output_dir, card)
-    if config.run_id:
-        tracking.log_evaluation(config.run_id, report, config.output_dir, tracking_uri=config.tracking_uri)
+    if config.run_id or model.name:
+        tracking.log_evaluation(
+            config.run_id,
+            report,
+            config.output_dir,
+            model=model,
+            dataset_fingerprint=dataset_fingerprint,
+            tracking_uri=config.tracking_uri,
+        )
 
 
 def _page(
@@ -126,7 +147,7 @@ def _page(
     curves: list[RunCurves],
 ) -> str:
     about = About(
-        model=config.model,
+        model=_title(config, report["model"]),
         dataset=config.dataset_dir,
         command=shlex.join(["python", *sys.argv]),
         created_at=card.created_at,
@@ -139,7 +160,17 @@ def _page(
     return render_page(report, records, about=about, answers=answers, curves=curves, ceilings=config.blind_ceilings)
 
 
+def _title(config: EvaluateConfig, measured: dict[str, Any]) -> str:
+    if measured["version"] is None:
+        return f"{config.model} ({measured['fingerprint']})"
+    step = "" if measured["step"] is None else f", step {measured['step']}"
+    return f"{config.model} (version {measured['version']}{step})"
+
+
 def _print(report: dict[str, Any]) -> None:
+    model = report["model"]
+    version = "" if model["version"] is None else f" version {model['version']}"
+    print(f"evaluation of {model['asked_for']}{version} ({model['fingerprint']})")
     print(f"evaluation: {report['n']} questions, chance {report['chance']:.3f}")
     for condition, figures in report["conditions"].items():
         everything = figures["all"]

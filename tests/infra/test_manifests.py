@@ -241,9 +241,9 @@ def test_the_application_accepts_its_arguments(serve_config):
 def test_what_training_registers_is_evaluated_and_served(serve_config, of_kind, read_entrypoint):
     jobs = {job["metadata"]["name"]: job["spec"]["entrypoint"] for job in of_kind("RayJob")}
     train = read_entrypoint(jobs["omni-train"])
-    registered = f"models:/{train.registered_model_name}@{train.alias}"
-    assert read_entrypoint(jobs["omni-evaluate"]).model == registered
-    assert serve_config["applications"][0]["args"]["model"] == registered
+    # A run registers a candidate; what is served is moved by jobs/promote.py alone.
+    assert read_entrypoint(jobs["omni-evaluate"]).model == f"models:/{train.registered_model_name}@candidate"
+    assert serve_config["applications"][0]["args"]["model"] == f"models:/{train.registered_model_name}@champion"
 
 
 def test_the_service_on_gpus_is_the_one_of_the_configs(render, root):

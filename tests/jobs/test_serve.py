@@ -26,7 +26,7 @@ from omni_platform.media.decode import decode_clip
 from omni_platform.media.film import corpus
 from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import write_mp4
-from omni_platform.tracking import open_run, register_model
+from omni_platform.tracking import connect, promote, register_model
 from omni_serving.config import ServeConfig
 from omni_serving.deploy import deployed
 
@@ -123,8 +123,10 @@ def _make_it_look_first(folder: Path, reasoner: Reasoner, ask: Ask) -> None:
 
 
 def _register(folder: Path, uri: str, output_dir: Path) -> None:
-    run = open_run(run_name="test", run_folder=output_dir / "run", output_dir=output_dir, tracking_uri=uri)
-    register_model(folder, "tiny", "best", run.run_id, tracking_uri=uri)
+    client = connect(uri)
+    run = client.create_run(client.create_experiment("test", artifact_location=str(output_dir / "artifacts")))
+    register_model(folder, "tiny", run.info.run_id, tracking_uri=uri)
+    promote("tiny", "candidate", to="best", tracking_uri=uri)
 
 
 def _free_port() -> int:

@@ -147,7 +147,7 @@ def test_a_stopped_job_leaves_a_checkpoint_and_the_next_submission_goes_on_from_
     assert run.data.tags["resumed_with.max_steps"] == str(steps + 2)
     assert {"train/text", "train/latent", "train/sync", "train/share/latent"} <= set(run.data.metrics)
     store = value(words, "tracking_uri")
-    assert (resolve_model("models:/submitted@champion", tracking_uri=store) / "method.json").is_file()
+    assert (resolve_model("models:/submitted@candidate", tracking_uri=store) / "method.json").is_file()
 
 
 def test_a_failing_job_ends_with_an_error(cluster: Cluster, words: list[str]) -> None:

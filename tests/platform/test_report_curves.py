@@ -7,7 +7,7 @@ import re
 import pytest
 
 from omni_platform.report.curves import RunCurves, draw_curves, read_curves
-from omni_platform.tracking import TrackedRun, describe_run, open_run
+from omni_platform.tracking import Telemetry, TrackedRun, plan_run
 
 
 @pytest.fixture(autouse=True)
@@ -20,14 +20,21 @@ def no_tracking_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[TrackedRun]:
     """Two runs in one store: `a` with a method and all sorts of metrics, `b` with a loss alone."""
     folder = tmp_path_factory.mktemp("store")
-    made = [open_run(run_name=name, run_folder=folder / name, output_dir=folder) for name in "ab"]
-    describe_run(made[0], config={"task": {"method": "latent_omni"}}, config_yaml="")
-    figures = ("train/loss", "train/latent", "train/epoch", "train/share/latent", "train/tokens_per_s", "val/accuracy")
-    for step in (10, 20):
-        for name in figures:
-            made[0].client.log_metric(made[0].run_id, name, step / 10, step=step)
-        made[1].client.log_metric(made[1].run_id, "train/loss", 5.0, step=step)
-    made[0].client.log_metric(made[0].run_id, "eval/own", 0.8)
+    names = ("train/loss", "train/latent", "train/epoch", "train/share/latent", "train/tokens_per_s", "val/accuracy")
+    points = {
+        "a": {10: dict.fromkeys(names, 1.0), 20: {**dict.fromkeys(names, 2.0), "eval/own": 0.8}},
+        "b": {10: {"train/loss": 5.0}, 20: {"train/loss": 5.0}},
+    }
+    made = []
+    for run_name, by_step in points.items():
+        intent = plan_run(run_name=run_name, run_folder=folder / run_name, output_dir=folder)
+        with Telemetry(intent, owner=True) as telemetry:
+            if run_name == "a":
+                telemetry.params({"task": {"method": "latent_omni"}})
+            for step, values in by_step.items():
+                telemetry.metrics(step, values)
+            assert telemetry.settle(60.0).unsent == 0
+            made.append(telemetry.run)
     return made
 
 

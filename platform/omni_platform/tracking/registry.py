@@ -140,7 +140,11 @@ def log_evaluation(
     accuracies = {name: found["all"]["accuracy"] for name, found in report["conditions"].items()}
     if model is not None and model.name is not None:
         tags = {f"eval.{condition}": f"{value:.4f}" for condition, value in accuracies.items()}
-        tags |= {"eval.dataset_fingerprint": dataset_fingerprint, "eval.run_id": run_id or ""}
+        tags |= {
+            "eval.dataset_fingerprint": dataset_fingerprint,
+            "eval.report": str(folder),
+            "eval.run_id": run_id or "",
+        }
         for key, text in tags.items():
             client.set_model_version_tag(model.name, str(model.version), key, text)
     if run_id is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ import torch
 from toy_runs import STEPS, config
 from toy_task import ToyRows, ToyTask
 
-from omni_platform.tracking import TrackedRun, metric_history, resolve_model
+from omni_platform.artifacts import folder_fingerprint
+from omni_platform.tracking import TrackedRun, connect, find_model, metric_history, resolve_model
 from omni_platform.train.checkpoint import Storage
 from omni_platform.train.config import TrainConfig
 from omni_platform.train.engine import read_weights
@@ -99,6 +101,47 @@ def test_a_killed_worker_changes_no_loss(
     assert sorted(p.name for p in folder.glob("checkpoint-*")) == sorted(
         {f"checkpoint-{step:08d}" for step in (STEPS, best)}
     )
+
+
+def test_the_model_of_the_best_step_is_exported_and_registered(tracking_uri: str, tmp_path: Path) -> None:
+    """Here the best step is the one with the greatest loss: the first that was evaluated."""
+    own = {"engine": "torch", "num_workers": 1, "max_steps": 6, "tracking_uri": tracking_uri}
+    settings = TrainConfig(
+        **config(tmp_path, "best", **own),
+        registered_model_name="best",
+        async_save=False,
+        eval_dataset_dir="other",
+        eval_steps=3,
+        greater_is_better=True,
+    )
+    given = {
+        "build_task": ToyTask,
+        "open_rows": functools.partial(ToyRows, 50),
+        "open_eval_rows": functools.partial(ToyRows, 20),
+    }
+    summary = fit(settings, **given)
+    assert (summary["best_step"], summary["exported_step"], summary["steps"]) == (3, 3, 6)
+    export = Path(summary["export"])
+    origin = json.loads((export / "training.json").read_text())
+    assert (origin["step"], origin["last_step"], origin["chosen_by"]) == (3, 6, "eval/loss")
+    assert origin["value"] == summary["best_evaluation"]["loss"]
+    totals = {}
+    for step in (3, 6):
+        task = ToyTask({})
+        checkpoint = Storage.at(str(tmp_path / "best" / "checkpoints"), "best").path(f"checkpoint-{step:08d}")
+        task.module.load_state_dict(read_weights(settings, Path(checkpoint) / "engine"))
+        totals[step] = sum(float(p.detach().double().abs().sum()) for p in task.module.parameters())
+    assert json.loads((export / "model.json").read_text())["total"] == totals[3] != totals[6]
+
+    model = find_model("models:/best@candidate", tracking_uri=tracking_uri)
+    assert (model.folder / "model.json").read_text() == (export / "model.json").read_text()
+    about = {name: model.tags[name] for name in ("step", "last_step", "chosen_by", "export_fingerprint")}
+    assert about == {
+        "step": "3", "last_step": "6", "chosen_by": "eval/loss", "export_fingerprint": folder_fingerprint(export),
+    }  # fmt: skip
+    # Started again after its end, it registers nothing new.
+    assert fit(settings, **given)["mlflow"]["model_version"] == model.version == 1
+    assert len(connect(tracking_uri).search_model_versions("name = 'best'")) == 1
 
 
 def loss_of_export(folder: Path) -> float:
