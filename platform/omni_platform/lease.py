@@ -170,7 +170,7 @@ def work_folder(destination: str | Path) -> str:
     """The folder beside an output for its lease and for what is staged."""
     uri = storage.absolute(destination).rstrip("/")
     name = uri.rpartition("/")[2]
-    if not name or storage.parent(uri).endswith("/") and storage.is_remote(uri):
+    if not name or (storage.is_remote(uri) and storage.parent(uri).endswith("/")):
         return storage.join(uri, ".work")  # a whole bucket has nothing beside it
     return storage.join(storage.parent(uri), f".{name}.work")
 

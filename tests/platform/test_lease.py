@@ -108,9 +108,9 @@ def test_a_run_that_fails_gives_its_output_back(out: str) -> None:
 
 def test_all_or_none_are_held(tmp_path: Path) -> None:
     with hold(tmp_path / "b", owner="other"):
-        with pytest.raises(LeaseHeldError, match="b is being written by other"):
-            with hold_all([tmp_path / "a", tmp_path / "b"], owner="mine"):
-                pass
+        refused = pytest.raises(LeaseHeldError, match="b is being written by other")
+        with refused, hold_all([tmp_path / "a", tmp_path / "b"], owner="mine"):
+            pass
         assert read_holder(tmp_path / "a") is None
 
 
@@ -181,7 +181,7 @@ def test_one_whose_clock_is_behind_is_not_taken_for_dead(out: str) -> None:
     thread = threading.Thread(target=beat)
     thread.start()
     try:
-        with pytest.raises(LeaseHeldError, match="last sign of life 3[56]"), hold(out, owner="b"):
+        with pytest.raises(LeaseHeldError, match=r"last sign of life 3[56]"), hold(out, owner="b"):
             pass
     finally:
         ended.set()
@@ -211,9 +211,9 @@ def test_a_holder_that_was_replaced_is_told_and_publishes_nothing(out: str) -> N
 def test_a_lease_that_cannot_be_read_is_refused_with_its_file(out: str) -> None:
     file = storage.join(work_folder(out), "lease.json")
     storage.write_bytes(file, b'{"from": "a later version"}')
-    with pytest.raises(LeaseHeldError, match=f"cannot read: {file}. If no other run writes there, remove it"):
-        with hold(out, owner="a"):
-            pass
+    refused = pytest.raises(LeaseHeldError, match=f"cannot read: {file}. If no other run writes there, remove it")
+    with refused, hold(out, owner="a"):
+        pass
     assert storage.read_bytes(file) == b'{"from": "a later version"}'
 
 

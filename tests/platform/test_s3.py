@@ -207,9 +207,9 @@ def test_results_are_complete_when_their_marker_is_there(bucket):
 
 
 def test_one_run_at_a_time_writes_an_output(bucket):
-    with hold(f"{bucket}/held", owner="a"):
-        with pytest.raises(LeaseHeldError, match="held is being written by a"), hold(f"{bucket}/held", owner="b"):
-            pass
+    refused = pytest.raises(LeaseHeldError, match="held is being written by a")
+    with hold(f"{bucket}/held", owner="a"), refused, hold(f"{bucket}/held", owner="b"):
+        pass
     storage.create_bytes(f"{bucket}/once", b"1")
     with pytest.raises(FileExistsError):
         storage.create_bytes(f"{bucket}/once", b"2")

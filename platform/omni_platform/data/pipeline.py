@@ -24,7 +24,7 @@ from omni_platform.data.anchors import BuildEncoder
 from omni_platform.data.manifest import ManifestRead, read_manifest
 from omni_platform.data.parts import KINDS, keep_whole_parts, read_column, write_table
 from omni_platform.data.quarantine import read_quarantine, refuse_share, to_table
-from omni_platform.data.stages import EncodeClips, decode_rows, input_tables
+from omni_platform.data.stages import ENCODER_NOTE, EncodeClips, decode_rows, input_tables
 from omni_platform.media.decode import DECODE_VERSION, MAX_PIXELS
 from omni_platform.schema import SCHEMA_VERSION
 from omni_platform.staging import staged_output
@@ -137,6 +137,7 @@ def preprocess(config: PreprocessConfig, build_encoder: BuildEncoder) -> Preproc
         encoder = _run(manifest, staging, config, build_encoder)
         counts = account(manifest, staging, encoder=encoder)
         refuse_share(read_quarantine(staging), manifest.num_rows, config.fail_above_quarantined_share, where=staging)
+        storage.remove(storage.join(staging, ENCODER_NOTE))
         card = Card(**expected, config=to_dict(config), encoder_fingerprint=encoder, counts=counts)
         staged.commit(marker=CARD_NAME, data=card_bytes(card))
     return PreprocessResult(folder=folder, card=card, reused=False, seconds=time.monotonic() - started)
@@ -189,12 +190,19 @@ def _done_before(staging: str, config: PreprocessConfig, build_encoder: BuildEnc
     done = keep_whole_parts(staging)
     if not done:
         return set()
-    if set(read_column(staging, "anchors", "encoder_fingerprint")) - {_ask_encoder(config, build_encoder)}:
+    if _encoders_of(staging) != {_ask_encoder(config, build_encoder)}:
         for kind in KINDS:
             storage.remove(storage.join(staging, kind))
         return set()
     logger.warning("going on with an interrupted run: %d samples are done", len(done))
     return done
+
+
+def _encoders_of(staging: str) -> set[str]:
+    """Fingerprints of the encoders that what is staged was made with; empty where nothing tells."""
+    note = storage.join(staging, ENCODER_NOTE)
+    noted = {storage.read_bytes(note).decode()} if storage.exists(note) else set()
+    return noted | set(read_column(staging, "anchors", "encoder_fingerprint"))
 
 
 def content_fingerprint(config: PreprocessConfig) -> str:
