@@ -19,6 +19,7 @@ from omni_platform import storage
 from omni_platform.schema import SCHEMA_VERSION
 
 CARD_NAME = "card.json"
+_CONTENT = ("name", "inputs", "config", "config_fingerprint", "encoder_fingerprint", "counts", "schema_version")
 
 
 class CardError(ValueError):
@@ -87,6 +88,21 @@ def differences(card: Card, **expected: Any) -> list[str]:
         if found != value:
             wrong.append(f"{name} is {found!r}, expected {value!r}")
     return wrong
+
+
+def content_of(card: Card) -> dict[str, Any]:
+    """What decides and describes the content of an output, without when and where it was made.
+
+    `config` is there to name what differs; what counts of it is its fingerprint.
+    """
+    fields = dataclasses.asdict(card)
+    return {name: fields[name] for name in _CONTENT}
+
+
+def content_fingerprint(card: Card) -> str:
+    """16 hex digits that change when the content of the output may have changed."""
+    content = {name: value for name, value in content_of(card).items() if name != "config"}
+    return fingerprint_bytes(json.dumps(content, sort_keys=True).encode())
 
 
 def fingerprint_bytes(data: bytes) -> str:

@@ -61,7 +61,7 @@ def open_run(
     None: MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, then sqlite below `output_dir` and "latentomni".
     MLFLOW_RUN_ID, if set, names the run to write into; ValueError where that run does not exist.
     """
-    uri = _store_uri(tracking_uri) or _make_local_store(Path(output_dir))
+    uri = _store_uri(tracking_uri) or _make_local_store(output_dir)
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     named = os.environ.get("MLFLOW_RUN_ID")
     run = _find_run(client, named or _read_run_id(run_folder))
@@ -82,7 +82,7 @@ def prepare_store(*, output_dir: str | Path, tracking_uri: str | None = None, ex
 
     Two processes that meet an empty sqlite file both create its tables, and one of them fails.
     """
-    uri = _store_uri(tracking_uri) or _make_local_store(Path(output_dir))
+    uri = _store_uri(tracking_uri) or _make_local_store(output_dir)
     _experiment_id(MlflowClient(tracking_uri=uri, registry_uri=uri), uri, experiment_name)
 
 
@@ -244,8 +244,13 @@ def _store_uri(given: str | None) -> str | None:
     return uri
 
 
-def _make_local_store(output_dir: Path) -> str:
-    folder = output_dir.absolute() / "mlflow"
+def _make_local_store(output_dir: str | Path) -> str:
+    if storage.is_remote(output_dir):
+        raise ValueError(
+            f"output_dir={output_dir} is an object store, and the default tracking store is an sqlite file beside the "
+            "output: set tracking_uri (or MLFLOW_TRACKING_URI) to an MLflow server or sqlite:///FILE"
+        )
+    folder = storage.local_path(output_dir).absolute() / "mlflow"
     folder.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{folder / 'mlflow.db'}"
 

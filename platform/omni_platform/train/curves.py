@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping
-from pathlib import Path
 
 import matplotlib
 
@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 _COLUMNS = 3
 
 
-def draw_curves(histories: Mapping[str, Mapping[int, float]], path: Path, *, title: str) -> None:
-    """One panel per named term (value by step), three in a row, written as PNG."""
+def draw_curves(histories: Mapping[str, Mapping[int, float]], *, title: str) -> bytes:
+    """One panel per named term (value by step), three in a row, as a PNG file."""
     shown = {name: history for name, history in histories.items() if history}
     rows = max(1, math.ceil(len(shown) / _COLUMNS))
     figure = Figure(figsize=(4.2 * _COLUMNS, 2.8 * rows), layout="constrained")
@@ -29,5 +29,6 @@ def draw_curves(histories: Mapping[str, Mapping[int, float]], path: Path, *, tit
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
     figure.suptitle(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    return picture.getvalue()

@@ -43,7 +43,7 @@ def evaluate_checkpoint(job: EvaluationJob, storage: Storage, step: int) -> dict
     try:
         folder = fetch(storage, step, scratch)
         task = job.build_task(job.config.task)
-        _fill(task.module, read_weights(job.config, folder / "engine"))
+        _fill(task.module, read_weights(folder / "engine"))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     figures = _measure(task, job.open_rows(), job.config.per_device_eval_batch_size)

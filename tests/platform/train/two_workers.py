@@ -5,7 +5,9 @@ The spec lists attempts (`config`, `die_after`), run one after the other; worker
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import json
 import os
 import sys
@@ -14,11 +16,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from full_disk import full_disk
 from toy_task import ToyRows, ToyTask
 
+from omni_platform.lease import LeaseLostError
 from omni_platform.tracking import open_run
 from omni_platform.train.checkpoint import Storage, gather
 from omni_platform.train.config import TrainConfig
+from omni_platform.train.identity import ResumeError, settings_identity
 from omni_platform.train.loop import Job, work
 from omni_platform.train.place import Place
 
@@ -54,20 +59,45 @@ def attempt(spec: dict[str, Any], tracking_uri: str) -> dict[str, Any]:
             tracking_uri=tracking_uri,
         )
     run = gather(tracked)[0]
-    job = Job(config=config, build_task=ToyTask, open_rows=functools.partial(ToyRows, 50), run=run)
+    job = Job(
+        config=config,
+        build_task=ToyTask,
+        open_rows=functools.partial(ToyRows, 50),
+        run=run,
+        settings_identity=settings_identity(config),
+    )
     place = Place(
         device=torch.device("cpu"),
-        storage=Storage.at(str(folder), config.run_name),
+        storage=full_disk(folder, config.run_name, spec["full"])
+        if spec.get("full")
+        else Storage.at(str(folder), config.run_name),
+        may_write=lambda: not spec.get("taken"),
         leads_node=rank == 0,
         stop_requested=StopAfter(spec.get("die_after"), politely=spec.get("politely", False)),
         report=lambda figures, path: None,
     )
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        outcome = outcome_of(job, place)
+    finished = [line for line in said.getvalue().splitlines(keepends=True) if "already finished" in line]
+    export = Path(config.output_dir) / "export" / "model.json"
+    return {
+        **outcome,
+        "run": run.run_id,
+        "said": "".join(finished),
+        "kept": place.storage.steps(),
+        "half": [step for step in place.storage.steps(complete=False) if step not in place.storage.steps()],
+        "exported": json.loads(export.read_text()) if export.exists() else None,
+    }
+
+
+def outcome_of(job: Job, place: Place) -> dict[str, Any]:
     try:
-        return {**work(job, place), "run": run.run_id}
+        return work(job, place)
     except PowerCut:
-        return {"run": run.run_id, "cut": True}
-    except FloatingPointError as error:
-        return {"run": run.run_id, "error": str(error)}
+        return {"cut": True}
+    except (FloatingPointError, LeaseLostError, ResumeError) as error:
+        return {"error": str(error)}
 
 
 def main(path: Path) -> None:
