@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from omni_model.batch import Batch, collate
+from omni_model.fingerprint import fingerprint_model
 from omni_model.folder import (
     Preparation,
     Whole,
     already_whole,
     load_backbone,
+    load_folder,
     save_folder,
     start_markers_like,
 )
@@ -130,6 +132,33 @@ class ReasoningTask:
             {"params": parameters, "weight_decay": weight_decay if decays else 0.0, "lr_scale": scale}
             for (scale, decays), parameters in groups.items()
         ]
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """The content of the base weights: their name alone may come to mean others."""
+        return {"base": fingerprint_model(self.config.model_name_or_path)}
+
+    def load_weights(self, folder: Path) -> None:
+        """Take the weights of an exported model, the method's own among them.
+
+        Raises `ValueError` where the export is of another method or base, or where adapters are to learn.
+        """
+        if self._lockstep or self.config.lora_rank:
+            raise ValueError(
+                f"an exported model ({folder}) is loaded before weights are divided and adapters are added: give it as "
+                "task.model_name_or_path, or give init_weights_from a checkpoint"
+            )
+        exported = load_folder(folder)
+        if exported.method.name != self._method.name:
+            raise ValueError(
+                f"{folder} is a model of method {exported.method.name}, and this run learns {self._method.name}; "
+                "give it as task.model_name_or_path to begin with its backbone alone"
+            )
+        try:
+            self._loaded.backbone.load_state_dict(exported.loaded.backbone.state_dict())
+            self._learner.heads.load_state_dict(exported.heads.state_dict())
+        except RuntimeError as error:
+            raise ValueError(f"{folder} does not fit the task's model: {error}") from None
 
     def begin_step(self, step: int, total_steps: int) -> None:
         """Called before every optimizer step, counted from 0: for what changes in the course of training."""

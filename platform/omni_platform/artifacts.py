@@ -20,6 +20,7 @@ from omni_platform import storage
 from omni_platform.schema import SCHEMA_VERSION
 
 CARD_NAME = "card.json"
+_CONTENT = ("name", "inputs", "config", "config_fingerprint", "encoder_fingerprint", "counts", "schema_version")
 
 
 class CardError(ValueError):
@@ -90,12 +91,29 @@ def differences(card: Card, **expected: Any) -> list[str]:
     return wrong
 
 
+def content_of(card: Card) -> dict[str, Any]:
+    """What decides and describes the content of an output, without when and where it was made.
+
+    `config` is there to name what differs; what counts of it is its fingerprint.
+    """
+    fields = dataclasses.asdict(card)
+    return {name: fields[name] for name in _CONTENT}
+
+
+def content_fingerprint(card: Card) -> str:
+    """16 hex digits that change when the content of the output may have changed."""
+    content = {name: value for name, value in content_of(card).items() if name != "config"}
+    return fingerprint_bytes(json.dumps(content, sort_keys=True).encode())
+
+
 def fingerprint_bytes(data: bytes) -> str:
     """16 hex digits of the content."""
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def folder_fingerprint(folder: Path, *, besides: Collection[str] = ("training.json",)) -> str:
+def folder_fingerprint(
+    folder: Path, *, besides: Collection[str] = ("training.json", "_files.json", "_staging.json")
+) -> str:
     """16 hex digits of the names and contents of a folder's files, but for those named in `besides` at its top."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):

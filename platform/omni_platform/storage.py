@@ -11,7 +11,7 @@ import posixpath
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -183,56 +183,53 @@ def local_folder(uri: str | Path) -> Iterator[Path]:
         yield copy
 
 
-def upload_folder(folder: str | Path, uri: str | Path) -> None:
-    """Copy a folder of this machine below a remote URI."""
-    filesystem, path = _filesystem(uri)
-    for file in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
-        filesystem.put_file(str(file), posixpath.join(path, file.relative_to(folder).as_posix()))
+def create_bytes(uri: str | Path, data: bytes) -> None:
+    """Write a file that must not be there yet; FileExistsError where it is.
 
-
-def stage_folder(destination: str | Path, key: str) -> str:
-    """The folder in which results for `destination` are written before they are committed.
-
-    The same key (a fingerprint of everything that decides the content) finds what an interrupted attempt
-    left; another key starts empty. On an object store, where nothing can be renamed, this is the destination
-    itself, without its old content and without a marker.
+    On S3 this is a conditional put, which decides between two writers where the server honours `If-None-Match`.
     """
-    if not is_remote(destination):
-        target = local_path(destination)
-        staging = target.with_name(f".{target.name}.{key}")
-        for other in target.parent.glob(f".{target.name}.*"):
-            if other != staging:
-                remove(str(other))
-        staging.mkdir(parents=True, exist_ok=True)
-        return str(staging)
-    note = _attempt_note(destination)
-    if not exists(note) or read_bytes(note) != key.encode():
-        remove(destination)
-        write_bytes(note, key.encode())
-    return str(destination)
-
-
-def commit_folder(staging: str, destination: str | Path, *, marker: str, data: bytes) -> None:
-    """Make a staged folder the destination: its marker file last, then (locally) one rename."""
-    write_bytes(join(staging, marker), data)
-    if is_remote(destination):
-        remove(_attempt_note(destination))
+    if is_remote(uri):
+        filesystem, path = _filesystem(uri)
+        filesystem.pipe_file(path, data, mode="create")
         return
-    target = local_path(destination)
-    old = target.with_name(f".{target.name}.old")
-    remove(str(old))
-    if target.exists():
-        target.rename(old)
-    Path(staging).rename(target)
-    remove(str(old))
+    path = local_path(uri)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as file:
+        file.write(data)
 
 
-def _attempt_note(destination: str | Path) -> str:
-    return join(destination, "_writing")
+def list_tree(folder: str | Path) -> list[str]:
+    """Paths of all files below a folder, relative to it, sorted; empty where there is no such folder."""
+    if not is_remote(folder):
+        top = local_path(folder)
+        return sorted(str(p.relative_to(top)) for p in top.rglob("*") if p.is_symlink() or not p.is_dir())
+    filesystem, path = _filesystem(folder)
+    top = path.rstrip("/") + "/"
+    return sorted(found.removeprefix(top) for found in filesystem.find(path) if found.startswith(top))
+
+
+def copy_files(source: str | Path, target: str | Path, names: Sequence[str]) -> None:
+    """Copy files by their relative paths from one folder into another; within a store the store does it itself."""
+    if not names:
+        return
+    (source_fs, source_path), (target_fs, target_path) = _filesystem(source), _filesystem(target)
+    sources = [posixpath.join(source_path, name) for name in names]
+    targets = [posixpath.join(target_path, name) for name in names]
+    if not is_remote(target):
+        for path in {posixpath.dirname(path) for path in targets}:
+            Path(path).mkdir(parents=True, exist_ok=True)
+    if is_remote(source) and is_remote(target):
+        source_fs.copy(sources, targets)
+    elif is_remote(target):
+        target_fs.put(sources, targets)
+    else:
+        source_fs.get(sources, targets)
 
 
 def _filesystem(uri: str | Path) -> tuple[Any, str]:
     """The fsspec file system of a URI and the path within it."""
+    if not is_remote(uri):
+        return fsspec.filesystem("file"), absolute(uri)
     scheme = str(uri).partition(_REMOTE_SIGN)[0]
     options: dict[str, Any] = {}
     if scheme in ("s3", "s3a"):

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -105,6 +106,149 @@ def test_parquet_says_the_same_as_lines(tmp_path):
     lines.mkdir()
     _write(lines, *(manifest_line(s) for s in read.samples))
     assert read_manifest(lines).samples == read.samples
+
+
+README_ROWS = [
+    {
+        "id": "drum-17",
+        "clip": "clips/drum.mp4",
+        "question": "Which drum is hit last?",
+        "answer": "the snare",
+        "trajectory": [{"text": "The last hit:"}, {"segment": [6.5, 8.0]}, {"text": " a snare. Answer: the snare"}],
+    },
+    {
+        "id": "drum-18",
+        "clip": "clips/drum.mp4",
+        "question": "Which drum is hit first?",
+        "answer": "the tom",
+        "options": ["the tom", "the snare"],
+        "needs_audio": False,
+        "meta": {"licence": "free"},
+    },
+]
+
+
+@pytest.mark.parametrize("writer", ["pandas", "pandas with an index", "pyarrow"])
+def test_rows_of_a_jsonl_manifest_written_as_parquet_are_the_same_samples(tmp_path, writer):
+    expected = read_manifest(_write(tmp_path, *README_ROWS)).samples
+    file = tmp_path / "manifest.parquet"
+    if writer == "pyarrow":
+        pq.write_table(pa.Table.from_pylist(README_ROWS, schema=_schema_of(README_ROWS)), file)
+    else:
+        table = pandas.DataFrame(README_ROWS)
+        (table.set_index(pandas.Index([5, 9])) if "index" in writer else table).to_parquet(file)
+    read = read_manifest(file)
+    assert read.quarantined == [] and read.samples == expected
+    assert [len(s.looks) for s in read.samples] == [1, 0] and read.samples[1].options == ("the tom", "the snare")
+
+
+def _schema_of(rows: list[dict]) -> pa.Schema:
+    """As `from_pylist` infers it, with the fields of all rows and not of the first alone."""
+    return pa.unify_schemas([pa.Table.from_pylist([row]).schema for row in rows], promote_options="permissive")
+
+
+LOOK_FORM = "must be {'text': ...} or {'segment': [start_s, end_s]}, got "
+IN_SECONDS = "segment must be [start_s, end_s] in seconds, got "
+IN_ORDER = "segment needs 0 <= start_s < end_s, got "
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "problem"),
+    [
+        ({"answer": None}, "answer", "is missing"),
+        ({"clip": None}, "clip", "is missing"),
+        ({"question": " "}, "question", "must be a text that is not empty, got ' '"),
+        ({"id": 7}, "id", "must be a text that is not empty, got 7"),
+        ({"id": ""}, "id", "must be a text that is not empty, got ''"),
+        ({"anser": "red"}, "anser", "unknown field; did you mean 'answer'?"),
+        ({"licence": "free"}, "licence", "unknown field; what is not for training goes under 'meta'"),
+        ({"options": ["blue", "green"]}, "answer", "'red' is none of the options ['blue', 'green']"),
+        ({"options": "red"}, "options", "must be a list of texts, got 'red'"),
+        ({"options": ""}, "options", "must be a list of texts, got ''"),
+        ({"options": ["red", None]}, "options", "must be a list of texts, got ['red', None]"),
+        ({"options": [1, 2]}, "options", "must be a list of texts, got [1, 2]"),
+        ({"question_type": 3}, "question_type", "must be a text that is not empty, got 3"),
+        ({"needs_audio": "yes"}, "needs_audio", "must be true or false, got 'yes'"),
+        ({"needs_audio": 1}, "needs_audio", "must be true or false, got 1"),
+        ({"trajectory": "Look:"}, "trajectory", "must be a list of steps, got str"),
+        ({"trajectory": ""}, "trajectory", "must be a list of steps, got str"),
+        ({"trajectory": 0}, "trajectory", "must be a list of steps, got int"),
+        ({"trajectory": {"text": "x"}}, "trajectory", "must be a list of steps, got dict"),
+        ({"trajectory": ["x"]}, "trajectory[0]", LOOK_FORM + "'x'"),
+        ({"trajectory": [{"look": [0.0, 1.0]}]}, "trajectory[0]", LOOK_FORM + "{'look': [0.0, 1.0]}"),
+        ({"trajectory": [{"start_s": 0.5}]}, "trajectory[0]", LOOK_FORM + "{'start_s': 0.5}"),
+        (
+            {"trajectory": [{"text": "x", "segment": [0.0, 1.0]}]},
+            "trajectory[0]",
+            LOOK_FORM + "{'text': 'x', 'segment': [0.0, 1.0]}",
+        ),
+        ({"trajectory": [{"text": 5}]}, "trajectory[0]", "text must be a text, got 5"),
+        ({"trajectory": [{"segment": [1.0]}]}, "trajectory[0]", IN_SECONDS + "[1.0]"),
+        (
+            {"trajectory": [{"segment": [0.0, None]}]},
+            "trajectory[0]",
+            IN_SECONDS + "[0.0, None]",
+        ),
+        (
+            {"trajectory": [{"segment": [0.0, math.inf]}]},
+            "trajectory[0]",
+            IN_SECONDS + "[0.0, inf]",
+        ),
+        (
+            {"trajectory": [{"segment": ["0", "1"]}]},
+            "trajectory[0]",
+            IN_SECONDS + "['0', '1']",
+        ),
+        ({"trajectory": [{"segment": [2.0, 1.0]}]}, "trajectory[0]", IN_ORDER + "[2.0, 1.0]"),
+        ({"trajectory": [{"segment": [-1.0, 1.0]}]}, "trajectory[0]", IN_ORDER + "[-1.0, 1.0]"),
+    ],
+)
+def test_a_bad_row_is_told_alike_from_a_table_and_from_a_line(tmp_path, changes, field, problem):
+    row = {**GOOD, **changes}
+    lines = _write(tmp_path, {name: value for name, value in row.items() if value is not None})
+    table = tmp_path / "manifest.parquet"
+    pq.write_table(pa.Table.from_pylist([row]), table)
+    for file in (lines, table):
+        read = read_manifest(file)
+        assert read.samples == []
+        (refused,) = read.quarantined
+        assert (refused.row_id, refused.stage, refused.reason) == (f"{file}:1", "manifest", "invalid")
+        assert refused.detail == f"{file}, line 1, field '{field}': {problem}"
+
+
+def test_one_bad_row_of_a_table_leaves_the_others(tmp_path):
+    """In one table all steps are of one type: each has the fields of every kind of step, most of them null."""
+    rows = [
+        README_ROWS[0],
+        {**README_ROWS[1], "answer": "the bell"},
+        {**README_ROWS[0], "id": "both", "trajectory": [{"text": "a", "segment": [0.0, 1.0]}]},
+        {**README_ROWS[0], "id": "neither", "trajectory": [{}]},
+        {**README_ROWS[0], "id": "null", "trajectory": [None]},
+        {**README_ROWS[0]},
+        {**README_ROWS[1], "id": "last"},
+    ]
+    file = tmp_path / "manifest.parquet"
+    pandas.DataFrame(rows).to_parquet(file)
+    read = read_manifest(file)
+    assert [s.sample_id for s in read.samples] == ["drum-17", "last"]
+    assert [row.detail.removeprefix(f"{file}, ") for row in read.quarantined] == [
+        "line 2, field 'answer': 'the bell' is none of the options ['the tom', 'the snare']",
+        f"line 3, field 'trajectory[0]': {LOOK_FORM}{{'text': 'a', 'segment': [0.0, 1.0]}}",
+        f"line 4, field 'trajectory[0]': {LOOK_FORM}{{}}",
+        f"line 5, field 'trajectory[0]': {LOOK_FORM}None",
+        f"line 6, field 'id': 'drum-17' was already used in {file}:1",
+    ]
+
+
+@pytest.mark.parametrize("damage", ["cut", "junk in the middle"])
+def test_a_damaged_table_is_an_error_that_names_it(tmp_path, damage):
+    file = tmp_path / "manifest.parquet"
+    pandas.DataFrame(README_ROWS).to_parquet(file)
+    content = file.read_bytes()
+    middle = len(content) // 2
+    file.write_bytes(content[:middle] if damage == "cut" else content[:8] + b"\xff" * middle + content[8 + middle :])
+    with pytest.raises(ManifestError, match=r"manifest\.parquet is not a Parquet file"):
+        read_manifest(file)
 
 
 def test_the_fingerprint_follows_the_content(tmp_path):

@@ -14,6 +14,7 @@ import pytest
 import ray
 
 from omni_platform.artifacts import find_card
+from omni_platform.data import pipeline
 from omni_platform.data.account import AccountError, account
 from omni_platform.data.batches import TrainingRows
 from omni_platform.data.manifest import read_manifest
@@ -22,6 +23,7 @@ from omni_platform.data.pipeline import PreprocessConfig, content_fingerprint, p
 from omni_platform.data.quarantine import QuarantineError, read_quarantine
 from omni_platform.data.segments import refuse
 from omni_platform.data.tables import ANCHOR_SCHEMA, CLIP_SCHEMA, QUARANTINE_SCHEMA, SAMPLE_SCHEMA, SEGMENT_SCHEMA
+from omni_platform.lease import LeaseHeldError, hold
 from omni_platform.media.decode import decode_clip
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -153,7 +155,7 @@ def test_an_interrupted_run_goes_on_with_the_parts_that_are_whole(film, tmp_path
     config = _config(film, tmp_path / "out")
     with pytest.raises(ray.exceptions.RayError, match="the encoder is broken"):
         preprocess(config, partial(stub_encoder, crash_at=5))
-    (staging,) = tmp_path.glob(".out.*")
+    (staging,) = tmp_path.glob(".out.work/staged-*")
     assert find_card(tmp_path / "out") is None
     before = {p.name: p.stat().st_mtime_ns for p in (staging / "clips").iterdir()}
     assert before  # the parts ahead of the crash
@@ -164,6 +166,38 @@ def test_an_interrupted_run_goes_on_with_the_parts_that_are_whole(film, tmp_path
     assert before.items() <= after.items() and "part-half.parquet" not in after
     assert "going on with an interrupted run" in caplog.text and list(tmp_path.glob(".out.*")) == []
     assert (result.card.counts["clips"], result.card.counts["quarantined"]) == (6, 4)
+
+
+def test_parts_without_anchors_are_not_kept_for_another_encoder(film, tmp_path, stub_encoder, monkeypatch):
+    """Questions without a trajectory have no anchors that would name the encoder, but its frames are its work."""
+    lines = [json.loads(line) for line in (film / "manifest.jsonl").read_text().splitlines()]
+    manifest = tmp_path / "manifest.jsonl"
+    rows = [{**line, "clip": str(film / line["clip"]), "trajectory": []} for line in lines]
+    manifest.write_text("\n".join(map(json.dumps, rows)))
+    config = _config(manifest, tmp_path / "out")
+    with monkeypatch.context() as cut_off, pytest.raises(KeyboardInterrupt):  # after all parts are written
+        cut_off.setattr(pipeline, "account", _interrupt)
+        preprocess(config, partial(stub_encoder, fingerprint="first"))
+    (staging,) = tmp_path.glob(".out.work/staged-*")
+    before = {p.name: p.stat().st_mtime_ns for p in (staging / "clips").iterdir()}
+    preprocess(config, partial(stub_encoder, fingerprint="second"))
+    after = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out" / "clips").iterdir()}
+    assert before and not before.items() & after.items()
+    card = find_card(tmp_path / "out")
+    assert card is not None and card.encoder_fingerprint == "second"
+    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_file()) == ["_files.json", "card.json"]
+
+
+def _interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_second_run_into_one_folder_is_refused_before_its_work(film, tmp_path, stub_encoder):
+    with (
+        hold(tmp_path / "out", owner="preprocess"),
+        pytest.raises(LeaseHeldError, match="out is being written by prep"),
+    ):
+        preprocess(_config(film, tmp_path / "out"), partial(stub_encoder, crash_at=1))
 
 
 def test_a_job_with_nothing_left_fails_and_publishes_nothing(tmp_path, stub_encoder):

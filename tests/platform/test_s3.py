@@ -23,7 +23,9 @@ from omni_platform.artifacts import read_card
 from omni_platform.data.batches import TrainingRows
 from omni_platform.data.pipeline import PreprocessConfig, preprocess
 from omni_platform.data.quarantine import read_quarantine
+from omni_platform.lease import LeaseHeldError, hold
 from omni_platform.media.film_folder import FilmConfig, write_film
+from omni_platform.staging import ForeignFilesError, staged_output
 
 pytestmark = [
     pytest.mark.slow,
@@ -189,14 +191,28 @@ def test_a_write_that_fails_leaves_the_old_object(bucket, size):
 
 def test_results_are_complete_when_their_marker_is_there(bucket):
     folder = f"{bucket}/results"
-    staging = storage.stage_folder(folder, "key1")
-    storage.write_bytes(storage.join(staging, "part"), b"1")
-    assert storage.list_files(storage.stage_folder(folder, "key1"), "part") == [f"{folder}/part"]
-    assert not storage.exists(f"{folder}/done.json")
-    storage.commit_folder(staging, folder, marker="done.json", data=b"{}")
-    assert storage.list_files(folder) == [f"{folder}/done.json", f"{folder}/part"]
-    storage.stage_folder(folder, "key2")
-    assert not storage.exists(f"{folder}/done.json") and not storage.exists(f"{folder}/part")
+    with staged_output(folder, key="key1", owner="test") as staged:
+        storage.write_bytes(storage.join(staged.folder, "deep", "part"), b"1")
+    with staged_output(folder, key="key1", owner="test") as staged:
+        assert storage.read_bytes(storage.join(staged.folder, "deep", "part")) == b"1"
+        staged.commit(marker="done.json", data=b"{}")
+    assert storage.list_tree(folder) == ["_files.json", "deep/part", "done.json"]
+    storage.write_bytes(f"{folder}/mine.txt", b"")
+    with pytest.raises(ForeignFilesError, match=r"mine\.txt"), staged_output(folder, key="key2", owner="test"):
+        pass
+    storage.remove(f"{folder}/mine.txt")
+    with staged_output(folder, key="key2", owner="test") as staged:
+        staged.commit(marker="done.json", data=b"{}")
+    assert storage.list_tree(folder) == ["_files.json", "done.json"]
+
+
+def test_one_run_at_a_time_writes_an_output(bucket):
+    refused = pytest.raises(LeaseHeldError, match="held is being written by a")
+    with hold(f"{bucket}/held", owner="a"), refused, hold(f"{bucket}/held", owner="b"):
+        pass
+    storage.create_bytes(f"{bucket}/once", b"1")
+    with pytest.raises(FileExistsError):
+        storage.create_bytes(f"{bucket}/once", b"2")
 
 
 def test_the_film_is_preprocessed_from_and_to_the_store(bucket, request, stub_encoder):

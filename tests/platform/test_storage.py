@@ -89,27 +89,23 @@ def test_a_local_copy_is_the_file_itself_or_a_passing_copy(folder):
         pass
 
 
-def test_results_are_staged_aside_and_committed_marker_last(folder):
-    first = storage.stage_folder(folder, "key1")
-    storage.write_bytes(storage.join(first, "part"), b"1")
-    assert not storage.exists(storage.join(folder, "done.json"))
-    storage.commit_folder(first, folder, marker="done.json", data=b"{}")
-    assert _names(storage.list_files(folder)) == ["done.json", "part"]
-
-    second = storage.stage_folder(folder, "key2")
-    assert storage.list_files(second, "part") == []
-    storage.write_bytes(storage.join(second, "other"), b"2")
-    # A local folder keeps its old content until the new one is whole; a store has only one place.
-    assert storage.exists(storage.join(folder, "done.json")) != storage.is_remote(folder)
-    storage.commit_folder(second, folder, marker="done.json", data=b"{}")
-    assert _names(storage.list_files(folder)) == ["done.json", "other"]
-    if not storage.is_remote(folder):
-        assert [p.name for p in Path(folder).parent.iterdir()] == ["out"]
+def test_a_tree_is_listed_and_copied_by_relative_paths(folder, tmp_path):
+    for name in ("a.txt", "deeper/b.txt", "deeper/more/c.txt"):
+        storage.write_bytes(storage.join(folder, name), name.encode())
+    storage.write_bytes(f"{folder}2/other.txt", b"of a folder whose name begins alike")
+    names = ["a.txt", "deeper/b.txt", "deeper/more/c.txt"]
+    assert storage.list_tree(folder) == names
+    assert storage.list_tree(storage.join(folder, "nowhere")) == []
+    for target in (str(tmp_path / "copy"), storage.join(folder, "copy")):
+        storage.copy_files(folder, target, names[1:])
+        assert storage.list_tree(target) == names[1:]
+        assert storage.read_bytes(storage.join(target, "deeper/b.txt")) == b"deeper/b.txt"
+    storage.copy_files(tmp_path / "copy", storage.join(folder, "back"), names[2:])
+    assert storage.list_tree(storage.join(folder, "back")) == names[2:]
 
 
-def test_the_same_key_finds_what_an_interrupted_attempt_left_and_another_does_not(folder):
-    staging = storage.stage_folder(folder, "key1")
-    storage.write_bytes(storage.join(staging, "part"), b"1")
-    assert _names(storage.list_files(storage.stage_folder(folder, "key1"), "part")) == ["part"]
-    assert storage.list_files(storage.stage_folder(folder, "key2"), "part") == []
-    assert storage.list_files(storage.stage_folder(folder, "key1"), "part") == []
+def test_a_file_is_created_once(folder):
+    storage.create_bytes(storage.join(folder, "a"), b"first")
+    with pytest.raises(FileExistsError):
+        storage.create_bytes(storage.join(folder, "a"), b"second")
+    assert storage.read_bytes(storage.join(folder, "a")) == b"first"

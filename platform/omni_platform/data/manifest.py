@@ -137,7 +137,7 @@ def parse_line(row: Any, *, folder: str) -> Sample:
         answer=answer,
         options=options,
         question_type=_text(row, "question_type", default="open"),
-        trajectory=_trajectory(row.get("trajectory") or []),
+        trajectory=_trajectory(row.get("trajectory")),
         needs_audio=_flag(row, "needs_audio", default=True),
     )
 
@@ -164,20 +164,38 @@ def _json_rows(data: bytes) -> Iterator[tuple[int, Any]]:
 
 
 def _parquet_rows(data: bytes, file: str) -> Iterator[tuple[int, Any]]:
-    """Rows in the form of JSON lines; the row number stands for the line."""
+    """Rows in the form of JSON lines; the row number stands for the line.
+
+    Two layouts are read: the rows of a JSONL manifest as pandas or pyarrow write them, and those of our own samples
+    table. In a table every row has every field, so a field that a row does not have is null in it.
+    """
     try:
-        rows = pq.read_table(io.BytesIO(data)).to_pylist()
-    except pa.ArrowInvalid as error:
+        table = pq.read_table(io.BytesIO(data))
+    except (pa.ArrowException, OSError) as error:
         raise ManifestError(f"{file} is not a Parquet file: {error}") from None
     renamed = {"sample_id": "id", "clip_uri": "clip"}
-    for number, row in enumerate(rows, start=1):
-        line = {renamed.get(key, key): value for key, value in row.items() if key != "clip_id"}
-        line["trajectory"] = [_step_line(step) for step in line.get("trajectory") or []]
-        yield number, {key: value for key, value in line.items() if value is not None}
+    # Row by row: the manifest of a large corpus as Python objects would take many times its size.
+    for number, row in enumerate((row for batch in table.to_batches() for row in batch.to_pylist()), start=1):
+        present = {name: value for name, value in row.items() if value is not None and not _is_only_ours(name)}
+        line = {renamed.get(name, name): value for name, value in present.items()}
+        if isinstance(steps := line.get("trajectory"), list):
+            line["trajectory"] = [_step_line(step) for step in steps]
+        yield number, line
 
 
-def _step_line(step: dict) -> dict:
-    return {"text": step["text"]} if step.get("text") is not None else {"segment": [step["start_s"], step["end_s"]]}
+def _is_only_ours(column: str) -> bool:
+    """A column that says nothing about the sample: of our own samples table, or the index that pandas adds."""
+    return column in ("clip_id", "length") or column.startswith("__index_level_")
+
+
+def _step_line(step: Any) -> Any:
+    """A step of a table in the form of a JSON line; what is no step stays as it is, for `_step` to refuse."""
+    if not isinstance(step, dict):
+        return step
+    given = {name: value for name, value in step.items() if value is not None}
+    if given.keys() == {"start_s", "end_s"}:
+        return {"segment": [given["start_s"], given["end_s"]]}
+    return given
 
 
 def _clip_uri(clip: str, folder: str) -> str:
@@ -194,7 +212,9 @@ def _text(row: dict, name: str, default: str | None = None) -> str:
 
 
 def _texts(row: dict, name: str) -> tuple[str, ...]:
-    value = row.get(name) or []
+    value = row.get(name)
+    if value is None:
+        return ()
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise _LineError(name, f"must be a list of texts, got {value!r}")
     return tuple(value)
@@ -208,6 +228,8 @@ def _flag(row: dict, name: str, *, default: bool) -> bool:
 
 
 def _trajectory(steps: Any) -> tuple[Step, ...]:
+    if steps is None:
+        return ()
     if not isinstance(steps, list):
         raise _LineError("trajectory", f"must be a list of steps, got {type(steps).__name__}")
     return tuple(_step(step, f"trajectory[{i}]") for i, step in enumerate(steps))

@@ -24,9 +24,10 @@ from omni_platform.data.anchors import BuildEncoder
 from omni_platform.data.manifest import ManifestRead, read_manifest
 from omni_platform.data.parts import KINDS, keep_whole_parts, read_column, write_table
 from omni_platform.data.quarantine import read_quarantine, refuse_share, to_table
-from omni_platform.data.stages import EncodeClips, decode_rows, input_tables
+from omni_platform.data.stages import ENCODER_NOTE, EncodeClips, decode_rows, input_tables
 from omni_platform.media.decode import DECODE_VERSION, MAX_PIXELS
 from omni_platform.schema import SCHEMA_VERSION
+from omni_platform.staging import staged_output
 
 logger = logging.getLogger(__name__)
 _SAME_CONTENT = ("overwrite_output_dir", "output_dir", "manifest", "clips_per_part", "memory_mb_per_decode")
@@ -111,7 +112,8 @@ class PreprocessResult:
 def preprocess(config: PreprocessConfig, build_encoder: BuildEncoder) -> PreprocessResult:
     """Run the whole pipeline on the connected Ray, or reuse an output of the same inputs, config and encoder.
 
-    An interrupted run goes on where it stopped. Raises `ManifestError`, `QuarantineError` and `AccountError`.
+    An interrupted run resumes where it stopped. Raises `ManifestError`, `QuarantineError` and `AccountError`, and,
+    before any work is done, `LeaseHeldError` (another run writes there) and `ForeignFilesError` (see `staging`).
     """
     started = time.monotonic()
     manifest = read_manifest(config.manifest)
@@ -130,12 +132,14 @@ def preprocess(config: PreprocessConfig, build_encoder: BuildEncoder) -> Preproc
             return PreprocessResult(folder=folder, card=card, reused=True, seconds=time.monotonic() - started)
         logger.warning("%s is made again: %s", folder, "; ".join(changed))
 
-    staging = storage.stage_folder(folder, fingerprint(expected))
-    encoder = _run(manifest, staging, config, build_encoder)
-    counts = account(manifest, staging, encoder=encoder)
-    refuse_share(read_quarantine(staging), manifest.num_rows, config.fail_above_quarantined_share, where=staging)
-    card = Card(**expected, config=to_dict(config), encoder_fingerprint=encoder, counts=counts)
-    storage.commit_folder(staging, folder, marker=CARD_NAME, data=card_bytes(card))
+    with staged_output(folder, key=fingerprint(expected), owner="preprocess") as staged:
+        staging = staged.folder
+        encoder = _run(manifest, staging, config, build_encoder)
+        counts = account(manifest, staging, encoder=encoder)
+        refuse_share(read_quarantine(staging), manifest.num_rows, config.fail_above_quarantined_share, where=staging)
+        storage.remove(storage.join(staging, ENCODER_NOTE))
+        card = Card(**expected, config=to_dict(config), encoder_fingerprint=encoder, counts=counts)
+        staged.commit(marker=CARD_NAME, data=card_bytes(card))
     return PreprocessResult(folder=folder, card=card, reused=False, seconds=time.monotonic() - started)
 
 
@@ -186,12 +190,19 @@ def _done_before(staging: str, config: PreprocessConfig, build_encoder: BuildEnc
     done = keep_whole_parts(staging)
     if not done:
         return set()
-    if set(read_column(staging, "anchors", "encoder_fingerprint")) - {_ask_encoder(config, build_encoder)}:
+    if _encoders_of(staging) != {_ask_encoder(config, build_encoder)}:
         for kind in KINDS:
             storage.remove(storage.join(staging, kind))
         return set()
     logger.warning("going on with an interrupted run: %d samples are done", len(done))
     return done
+
+
+def _encoders_of(staging: str) -> set[str]:
+    """Fingerprints of the encoders that what is staged was made with; empty where nothing tells."""
+    note = storage.join(staging, ENCODER_NOTE)
+    noted = {storage.read_bytes(note).decode()} if storage.exists(note) else set()
+    return noted | set(read_column(staging, "anchors", "encoder_fingerprint"))
 
 
 def content_fingerprint(config: PreprocessConfig) -> str:

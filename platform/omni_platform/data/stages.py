@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from omni_platform import storage
 from omni_platform.data.anchors import BuildEncoder, encode_spans
 from omni_platform.data.parts import Part, from_pcm, pcm_bytes, write_part
 from omni_platform.data.segments import check_sample, cut_segments, fit_sample, other_segments, refuse, spread_spans
@@ -69,12 +70,18 @@ def decode_rows(batch: pa.Table, *, options: dict[str, Any], deadline_s: float) 
         yield pa.Table.from_pylist([row], schema=_DECODED_SCHEMA)
 
 
+ENCODER_NOTE = "_encoder.txt"
+"""In a folder that is being written: the fingerprint of the encoder that its parts are from."""
+
+
 class EncodeClips:
     """An actor that holds an encoder: turns decoded clips into a part on disk, and returns its name."""
 
     def __init__(self, folder: str, build_encoder: BuildEncoder, max_length: int, other_segments: int) -> None:
         self._folder, self._max_length, self._other_segments = folder, max_length, other_segments
         self._encoder = build_encoder()
+        # Anchors name their encoder too, but a part may have none, and its frames are the encoder's work as well.
+        storage.write_bytes(storage.join(folder, ENCODER_NOTE), self._encoder.fingerprint.encode())
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         part = Part()

@@ -23,6 +23,7 @@ from omni_platform.media.film_reasoning import SYNCHRONY
 from omni_platform.media.scene import FILM_VERSION, Scene, World, draw_scene
 from omni_platform.media.synth import HISS, PICTURE_NOISE, SYNC_FPS, file_fps, write_mp4
 from omni_platform.schema import Sample
+from omni_platform.staging import staged_output
 
 FAULTS = ("missing", "truncated", "mute", "junk")
 """What can be wrong with a broken clip."""
@@ -92,16 +93,16 @@ def write_film(config: FilmConfig) -> tuple[Card, bool]:
     if card is not None and same and not config.overwrite_output_dir:
         return card, True
 
-    staging = storage.stage_folder(folder, content)
-    samples: list[Sample] = []
-    total = config.num_clips + config.bad_clips
-    for clip_samples in tqdm(_write_clips(config, staging), total=total, desc="film", unit="clip"):
-        samples += clip_samples
-    lines = "".join(json.dumps(manifest_line(sample)) + "\n" for sample in samples)
-    storage.write_bytes(storage.join(staging, "manifest.jsonl"), lines.encode())
-    counts = {"clips": config.num_clips, "samples": len(samples), "bad_clips": config.bad_clips}
-    card = Card(name="film", config=plain, config_fingerprint=content, counts=counts)
-    storage.commit_folder(staging, folder, marker=CARD_NAME, data=card_bytes(card))
+    with staged_output(folder, key=content, owner="film") as staged:
+        samples: list[Sample] = []
+        total = config.num_clips + config.bad_clips
+        for clip_samples in tqdm(_write_clips(config, staged.folder), total=total, desc="film", unit="clip"):
+            samples += clip_samples
+        lines = "".join(json.dumps(manifest_line(sample)) + "\n" for sample in samples)
+        storage.write_bytes(storage.join(staged.folder, "manifest.jsonl"), lines.encode())
+        counts = {"clips": config.num_clips, "samples": len(samples), "bad_clips": config.bad_clips}
+        card = Card(name="film", config=plain, config_fingerprint=content, counts=counts)
+        staged.commit(marker=CARD_NAME, data=card_bytes(card))
     return card, False
 
 

@@ -8,12 +8,13 @@ so resuming looks at the storage that Ray Train hands out, not at that list.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 import shutil
 import tempfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ class DamagedCheckpointError(ValueError):
     """A checkpoint whose content is not what its manifest says; the message names the folder and the file."""
 
 
+class StoreError(RuntimeError):
+    """The run's storage did not take what worker 0 wrote for all; raised on every worker."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Storage:
     """The folder of one run, on any file system that pyarrow (and so Ray Train) knows."""
@@ -42,6 +47,12 @@ class Storage:
         """The folder of a run below a path or URI."""
         files, path = pyarrow.fs.FileSystem.from_uri(storage_path)
         return cls(files=files, folder=f"{path.rstrip('/')}/{run_name}")
+
+    @classmethod
+    def of_checkpoint(cls, uri: str) -> Storage:
+        """The folder of the run that a checkpoint belongs to."""
+        files, path = pyarrow.fs.FileSystem.from_uri(uri)
+        return cls(files=files, folder=path.rstrip("/").rpartition("/")[0])
 
     @property
     def is_local(self) -> bool:
@@ -84,6 +95,12 @@ def checkpoint_name(step: int) -> str:
     return f"checkpoint-{step:08d}"
 
 
+def step_of(uri: str) -> int | None:
+    """The step of a checkpoint by its path; None for another path."""
+    match = _NAME.fullmatch(uri.rstrip("/").rpartition("/")[2])
+    return int(match[1]) if match else None
+
+
 def commit(storage: Storage, step: int, aside: Path) -> str:
     """Publish the folders that the workers wrote aside as one checkpoint; returns its path.
 
@@ -95,10 +112,20 @@ def commit(storage: Storage, step: int, aside: Path) -> str:
 
 
 def make_room(storage: Storage, step: int) -> None:
-    """An empty folder for a checkpoint. Every worker calls it, before any of them copies."""
-    if dist.get_rank() == 0:
+    """An empty folder for a checkpoint. Every worker calls it, before any of them copies. Raises StoreError."""
+
+    def empty() -> None:
         storage.remove(checkpoint_name(step))  # what an attempt that did not finish has left
         storage.files.create_dir(storage.path(checkpoint_name(step)), recursive=True)
+
+    _first_for_all(empty)
+
+
+def discard(storage: Storage, step: int) -> None:
+    """Remove a checkpoint that could not be completed, so that it takes no room. Every worker calls it."""
+    if dist.get_rank() == 0:
+        with contextlib.suppress(Exception):  # a store that refuses this too; pruning or the next start removes it
+            storage.remove(checkpoint_name(step))
     dist.barrier()
 
 
@@ -112,14 +139,19 @@ def copy_in(storage: Storage, step: int, aside: Path) -> dict[str, Any]:
 
 
 def mark_complete(storage: Storage, step: int, shares: list[dict[str, Any]]) -> str:
-    """Write the manifest and then the marker, once every worker's share is there. Every worker calls it."""
+    """Write the manifest and then the marker, once every worker's share is there. Every worker calls it.
+
+    Raises StoreError.
+    """
     name = checkpoint_name(step)
-    if dist.get_rank() == 0:
+
+    def mark() -> None:
         merged = {file: digest for share in shares for file, digest in sorted(share.items())}
         manifest = json.dumps({"step": step, "files": merged}, indent=1).encode()
         storage.write(name, _MANIFEST, manifest)
         storage.write(name, _MARKER, hashlib.sha256(manifest).hexdigest().encode())
-    dist.barrier()
+
+    _first_for_all(mark)
     return storage.path(name)
 
 
@@ -207,6 +239,19 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def _first_for_all(action: Callable[[], None]) -> None:
+    """Run on worker 0 what the others wait for. A failure is raised on all of them: who waits at a barrier for a worker
+    that has left waits for half an hour."""
+    problem = None
+    if dist.get_rank() == 0:
+        try:
+            action()
+        except Exception as error:
+            problem = f"worker 0: {error}"
+    if text := gather(problem)[0]:
+        raise StoreError(text)
 
 
 def _local_folder(storage: Storage, step: int, scratch: Path) -> Path:

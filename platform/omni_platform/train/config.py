@@ -12,7 +12,7 @@ class TrainConfig:
     """One training run: its data, its optimisation, its place in the cluster and where it leaves things."""
 
     run_name: str
-    """Names the run: the folder of its checkpoints and its MLflow run. Starting it again resumes it."""
+    """Names the run: the folder of its checkpoints and its MLflow run. Starting it again resumes it (see resume)."""
     dataset_dir: str
     """The output folder of preprocess (a path or s3://)."""
     output_dir: str
@@ -21,6 +21,12 @@ class TrainConfig:
     storage_path: str | None = None
     """Where checkpoints go, in a folder named after the run; must be shared by all nodes (a path or s3://).
     Default: `checkpoints` in output_dir."""
+    resume: Literal["auto", "never", "force"] = "auto"
+    """Where the run has checkpoints: auto continues it if settings, data, encoder and base weights are what they were,
+    and otherwise names what differs and ends; never leaves it alone and ends; force continues it in spite of that."""
+    init_weights_from: str | None = None
+    """Begin with these weights, and with a fresh optimizer and schedule at step 0: the folder of a checkpoint
+    (.../checkpoint-00000100) of the same task, or an exported model (a path or s3://)."""
     task: dict[str, Any] = field(default_factory=dict)
     """What the task builder receives: model, method and loss settings. The platform does not look inside."""
 
@@ -180,7 +186,9 @@ class TrainConfig:
 
 MUST_MATCH = (
     "task", "seed", "per_device_train_batch_size", "micro_batches_per_step", "group_by_length", "bf16", "engine",
-    "zero_stage",
+    "zero_stage", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_ratio", "warmup_steps",
+    "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "num_train_epochs", "max_steps",
+    "init_weights_from",
 )  # fmt: skip
 """What a checkpoint and the run that resumes from it must have in common to be the same training. The number of
 workers is not among it: the rows of a step are the same, and sharded states are divided anew."""

@@ -23,7 +23,7 @@ from omni_platform.train.config import TrainConfig
 from omni_platform.train.reshard import load_resharded
 from omni_platform.train.task import Task
 
-_TAG = "engine"
+_TAG, _TORCH_FILE = "engine", "state.pt"
 
 
 class Engine(Protocol):
@@ -63,10 +63,13 @@ def make_engine(config: TrainConfig, task: Task, device: torch.device) -> Engine
     return DeepSpeedEngine(config, task, device)
 
 
-def read_weights(config: TrainConfig, folder: Path) -> dict[str, torch.Tensor]:
-    """The whole weights of the module in a folder that `save` wrote on any number of workers, in float32 on the CPU."""
-    if config.engine == "torch":
-        return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)["module"]
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The whole weights of the module in a folder that the `save` of any engine wrote, on any number of workers.
+
+    In float32 on the CPU.
+    """
+    if (folder / _TORCH_FILE).is_file():
+        return torch.load(folder / _TORCH_FILE, map_location="cpu", weights_only=True)["module"]
     import_deepspeed(torch.device("cpu"))
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
@@ -132,10 +135,10 @@ class TorchEngine:
         if dist.get_rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             state = {"module": self._module.state_dict(), "optimizer": self._optimizer.state_dict()}
-            torch.save(state, folder / "state.pt")
+            torch.save(state, folder / _TORCH_FILE)
 
     def load(self, folder: Path, *, saved_by: int, leads_node: bool) -> None:
-        state = torch.load(folder / "state.pt", map_location=self.device, weights_only=True)
+        state = torch.load(folder / _TORCH_FILE, map_location=self.device, weights_only=True)
         self._module.load_state_dict(state["module"])
         self._optimizer.load_state_dict(state["optimizer"])
 

@@ -65,7 +65,7 @@ def _task_at(job: EvaluationJob, storage: Storage, step: int) -> Task:
     try:
         folder = fetch(storage, step, scratch)
         task = job.build_task(job.config.task)
-        _fill(task.module, read_weights(job.config, folder / "engine"))
+        _fill(task.module, read_weights(folder / "engine"))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return task

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,12 @@ from typing import Any
 
 from omni_platform import storage
 from omni_platform.artifacts import folder_fingerprint
+from omni_platform.staging import commit_folder, publish_folder, stage_folder
 from omni_platform.train.config import TrainConfig
 from omni_platform.train.task import Task
 
+EXPORT = "export"
+"""The folder of the exported model in output_dir."""
 ORIGIN_NAME = "training.json"
 
 
@@ -34,30 +36,23 @@ class Origin:
 
 def export_folder(config: TrainConfig) -> str:
     """Where the run's model goes: a path or URI."""
-    return storage.join(config.output_dir, "export")
+    return storage.join(config.output_dir, EXPORT)
 
 
 def write_export(config: TrainConfig, task: Task, origin: Origin) -> None:
-    """Write the task's model, replacing an older export at once: a reader never sees half a model.
+    """Write the task's model, replacing an older export whole; `training.json` is its marker, written last.
 
-    On an object store, where nothing can be renamed, `training.json` is written last.
+    The caller holds the lease of output_dir.
     """
-    target = export_folder(config)
-    if storage.is_remote(target):
+    destination = export_folder(config)
+    if storage.is_remote(destination):
         with tempfile.TemporaryDirectory(prefix="export-") as scratch:
-            note = _write(Path(scratch), task, origin)
-            note.unlink()
-            storage.remove(target)
-            storage.upload_folder(scratch, target)
-            storage.write_bytes(storage.join(target, ORIGIN_NAME), _origin_bytes(origin, Path(scratch)))
+            task.export(Path(scratch))
+            publish_folder(Path(scratch), destination, marker=ORIGIN_NAME, data=_origin_bytes(origin, Path(scratch)))
         return
-    export = storage.local_path(target)
-    aside = export.with_name(f".{export.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    _write(aside, task, origin)
-    shutil.rmtree(export, ignore_errors=True)
-    aside.rename(export)
+    staging = stage_folder(destination, EXPORT, fresh=True)
+    task.export(Path(staging))
+    commit_folder(staging, destination, marker=ORIGIN_NAME, data=_origin_bytes(origin, Path(staging)))
 
 
 def read_origin(config: TrainConfig) -> dict[str, Any] | None:
@@ -66,13 +61,6 @@ def read_origin(config: TrainConfig) -> dict[str, Any] | None:
         return json.loads(storage.read_bytes(storage.join(export_folder(config), ORIGIN_NAME)))
     except FileNotFoundError:
         return None
-
-
-def _write(folder: Path, task: Task, origin: Origin) -> Path:
-    task.export(folder)
-    note = folder / ORIGIN_NAME
-    note.write_bytes(_origin_bytes(origin, folder))
-    return note
 
 
 def _origin_bytes(origin: Origin, folder: Path) -> bytes:

@@ -23,11 +23,15 @@ from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.report_config import CheckpointUploadMode
 
-from omni_platform import storage
+from omni_platform import lease, storage
+from omni_platform.lease import hold_all
+from omni_platform.staging import refuse_foreign_files
 from omni_platform.tracking import Telemetry
 from omni_platform.train.checkpoint import Storage
 from omni_platform.train.config import TrainConfig
 from omni_platform.train.evaluator import Evaluations, ask_for_evaluation
+from omni_platform.train.export import EXPORT
+from omni_platform.train.identity import check_resumable, settings_identity
 from omni_platform.train.loop import Job, work
 from omni_platform.train.place import Place
 from omni_platform.train.stop import RunStopped, StopFlag, StopWatch, stop_on_signals
@@ -44,12 +48,32 @@ def fit(
 ) -> dict[str, Any]:
     """Train on the Ray cluster this process is connected to; returns the summary of the run.
 
-    A run of the same name continues from its newest sound checkpoint and in its MLflow run. The callables are called
+    A run of the same name continues from its newest sound checkpoint and in its MLflow run. Two fits at a time into one
+    run's folder or one output_dir are refused (`LeaseHeldError`), and so is a run that is not the one it was
+    (`ResumeError`), both before anything is started. The callables are called
     on every worker; `open_eval_rows` belongs to a config with an eval_dataset_dir. Raises RunStopped after SIGTERM or
     SIGINT (the checkpoint is written, the run marked KILLED), and what Ray Train raises after a failure (the run is
     marked FAILED).
     """
     config = with_absolute_paths(config)
+    held = (storage.join(str(config.storage_path), config.run_name), config.output_dir)
+    with hold_all(held, owner=f"training run {config.run_name}") as (held_run, _):
+        refuse_foreign_files(storage.join(config.output_dir, EXPORT))
+        settings = settings_identity(config)
+        check_resumable(config, _run_storage(config), settings)
+        return _fit(config, build_task, open_rows, open_eval_rows, settings=settings, token=held_run.token)
+
+
+def _fit(
+    config: TrainConfig,
+    build_task: Callable[..., Task],
+    open_rows: Callable[[], Rows],
+    open_eval_rows: Callable[[], Rows] | None,
+    *,
+    settings: dict[str, Any],
+    token: str,
+) -> dict[str, Any]:
+    """`fit` while the run's folder and its output are held."""
     flag_name = f"stop-{config.run_name}-{uuid.uuid4().hex[:8]}"
     flag = StopFlag.options(name=flag_name).remote()  # type: ignore[attr-defined]
     with stop_on_signals(flag) as request, Telemetry(plan_tracking(config), owner=True) as telemetry:
@@ -61,9 +85,10 @@ def fit(
                 open_rows=open_rows,
                 run=telemetry.intent,
                 on_terminal=sys.stderr.isatty(),
+                settings_identity=settings,
             )
             evaluations = Evaluations(job, open_eval_rows, _run_storage(config))
-            summary = _in_thread(_make_trainer(job, flag_name, evaluations.name).fit).return_value
+            summary = _in_thread(_make_trainer(job, flag_name, evaluations.name, token).fit).return_value
             if not summary["stopped"]:
                 summary |= evaluations.settle()
                 _export_best(evaluations, summary)
@@ -72,9 +97,11 @@ def fit(
             raise
         if summary["stopped"]:
             end_tracking(telemetry, config, "KILLED")
-            raise RunStopped(request.signum, f"{config.run_name} stopped after step {summary['steps']}")
+            raise RunStopped(request.signum, _ending(config, summary, f"stopped after step {summary['steps']}"))
         ask_to_register(telemetry, config)
         telemetry.metrics(summary["steps"], {f"goodput/{k}": share for k, share in summary["goodput"].items()})
+        if summary["checkpoint_failed"]:
+            print(_ending(config, summary, f"finished, and its model is in {summary['export']}"), flush=True)
         return {**summary, "mlflow": end_tracking(telemetry, config, "FINISHED")}
 
 
@@ -86,21 +113,29 @@ def _export_best(evaluations: Evaluations, summary: dict[str, Any]) -> None:
     summary["exported_step"] = summary["steps"] if best is None else best
 
 
+def _ending(config: TrainConfig, summary: dict[str, Any], what: str) -> str:
+    failed = summary["checkpoint_failed"]
+    lost = f", but its last checkpoint could not be written: {failed}" if failed else ""
+    return f"{config.run_name} {what}{lost}"
+
+
 def _run_storage(config: TrainConfig) -> Storage:
     assert config.storage_path is not None
     return Storage.at(config.storage_path, config.run_name)
 
 
-def _make_trainer(job: Job, flag_name: str, evaluator: str | None) -> TorchTrainer:
+def _make_trainer(job: Job, flag_name: str, evaluator: str | None, token: str) -> TorchTrainer:
     config, gpu = job.config, _uses_gpu(job.config)
     say_what_is_missing(config, gpu)
     os.environ.setdefault(ENABLE_PRINT_PATCH_ENV_VAR, "0")  # it shows every printed line twice
     os.environ.setdefault(RAY_CHDIR_TO_TRIAL_DIR, "0")  # a relative path to a model means the same in a worker
     _forget_reported_checkpoints(_run_storage(config))
 
+    run_folder = storage.join(str(config.storage_path), config.run_name)
+
     def run_worker() -> dict[str, Any]:
         # Not passed as train_loop_config: Ray would load the task's code in its controller too.
-        return work(job, _place(flag_name, evaluator))
+        return work(job, _place(flag_name, evaluator, run_folder, token))
 
     return _Trainer(
         run_worker,
@@ -122,7 +157,7 @@ def _make_trainer(job: Job, flag_name: str, evaluator: str | None) -> TorchTrain
     )
 
 
-def _place(flag_name: str, evaluator: str | None) -> Place:
+def _place(flag_name: str, evaluator: str | None, run_folder: str, token: str) -> Place:
     """The worker's place as Ray Train tells it. Runs in the worker."""
     context = ray.train.get_context()
     store: Any = context.get_storage()
@@ -140,6 +175,7 @@ def _place(flag_name: str, evaluator: str | None) -> Place:
         stop_requested=StopWatch(flag_name).seen if context.get_world_rank() == 0 else _never,
         report=report,
         preempted=_heard_of_preemption,
+        may_write=lambda: lease.is_held(run_folder, token),
         evaluate=lambda step: ask_for_evaluation(evaluator, step) if evaluator else None,
     )
 
@@ -231,6 +267,7 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
         output_dir=output_dir,
         dataset_dir=storage.absolute(config.dataset_dir),
         eval_dataset_dir=None if config.eval_dataset_dir is None else storage.absolute(config.eval_dataset_dir),
+        init_weights_from=None if config.init_weights_from is None else storage.absolute(config.init_weights_from),
         storage_path=storage.absolute(config.storage_path or storage.join(output_dir, "checkpoints")),
     )
 

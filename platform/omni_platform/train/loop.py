@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,14 +24,16 @@ from omni_platform.train.feed import Feed
 from omni_platform.train.figures import Signals, StepFigures, reduce_step
 from omni_platform.train.finish import finish
 from omni_platform.train.goodput import Goodput
+from omni_platform.train.identity import run_identity
+from omni_platform.train.init_weights import init_weights
 from omni_platform.train.notes import Notes
 from omni_platform.train.place import Place
 from omni_platform.train.plan import Plan
-from omni_platform.train.saving import Saver, resume
+from omni_platform.train.saving import Saver, refuse_without_lease, resume
 from omni_platform.train.schedule import check_schedule, learning_rate
 from omni_platform.train.sharded import build_sharded
 from omni_platform.train.state import Progress, seed_everything
-from omni_platform.train.task import Rows, Task, begin_step, loss_weights
+from omni_platform.train.task import Rows, Task, begin_step, loss_weights, task_identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,8 @@ class Job:
     run: RunIntent
     on_terminal: bool = False
     """Whether a person watches a terminal."""
+    settings_identity: Mapping[str, Any] = field(default_factory=dict)
+    """What the driver knows of the run's identity (`settings_identity`)."""
 
 
 def work(job: Job, place: Place) -> dict[str, Any]:
@@ -52,16 +57,23 @@ def work(job: Job, place: Place) -> dict[str, Any]:
     check_schedule(config)
     seed_everything(config.seed)  # the same weights on every worker
     task, rows = build_sharded(config, job.build_task, place.device), job.open_rows()
+    init_weights(config, task, place)
     task.module.train()  # pretrained models come in evaluation mode
     engine = make_engine(config, task, place.device)
     plan = Plan.make(config, rows, world_size=dist.get_world_size())
     seed_everything(config.seed + 1 + dist.get_rank())  # but not the same dropout
-    progress = resume(place, engine, config, plan, goodput)
-    saver = Saver(place, engine, config, plan, progress, goodput)
+    own = task_identity(task) if dist.get_rank() == 0 else {}
+    identity = run_identity(job.settings_identity, rows=plan.rows_fingerprint, task=gather(dict(own))[0])
+    progress = resume(place, engine, config, identity, goodput)
+    if progress.step >= plan.total_steps and dist.get_rank() == 0:
+        print(f"{config.run_name}: already finished at step {progress.step}; nothing is trained", flush=True)
     with Notes(job.run, config, plan, progress, loss_weights(task), on_terminal=job.on_terminal) as notes:
+        saver = Saver(place, engine, config, plan, identity, progress, goodput, partial(notes.tag, "checkpoint_failed"))
         stopped = _train(job, place, engine, task, rows, plan, progress, goodput, saver, notes)
         saver.settle()
+        refuse_without_lease(place, config)
         summary = {"steps": progress.step} if stopped else finish(notes, config, task, engine, progress)
+    summary["checkpoint_failed"] = gather(saver.failure)[0]
     dist.barrier()  # a worker that leaves first would break the others' last exchange
     return {"stopped": stopped, **summary, "skipped_steps": len(progress.skipped), "goodput": goodput.shares()}
 

@@ -25,5 +25,7 @@ class Place:
     """Told of every complete checkpoint: the last figures and the path."""
     preempted: Callable[[], bool] = lambda: False
     """Asked once per step, must not wait: whether a node of this run will soon be taken away."""
+    may_write: Callable[[], bool] = lambda: True
+    """Asked on worker 0 before a checkpoint is published: whether the run's folder is still this run's."""
     evaluate: Callable[[int], None] = lambda step: None
     """Told on worker 0 of every complete checkpoint that is to be evaluated; must not wait."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
-from omni_platform.train.checkpoint import newest_sound, own_scratch, prune
+from omni_platform.lease import LeaseLostError
+from omni_platform.train.checkpoint import gather, newest_sound, own_scratch, prune
 from omni_platform.train.config import TrainConfig
 from omni_platform.train.engine import Engine
 from omni_platform.train.evaluation import is_due, to_keep
@@ -29,12 +33,24 @@ class Saver:
     """Writes checkpoints, and lets go of those that are no longer needed. Every worker has one and calls the same."""
 
     def __init__(
-        self, place: Place, engine: Engine, config: TrainConfig, plan: Plan, progress: Progress, goodput: Goodput
+        self,
+        place: Place,
+        engine: Engine,
+        config: TrainConfig,
+        plan: Plan,
+        identity: Mapping[str, Any],
+        progress: Progress,
+        goodput: Goodput,
+        note_failure: Callable[[str], None],
     ) -> None:
+        """`note_failure` is called on worker 0 with what to tell of a checkpoint that could not be written."""
         self._place, self._engine, self._config, self._plan = place, engine, config, plan
-        self._progress, self._goodput = progress, goodput
+        self._identity, self._progress, self._goodput = identity, progress, goodput
+        self._note_failure = note_failure
         self._uploader = Uploader(place.storage)
-        self._step = -1
+        self._step, self._share_bytes = -1, 0
+        self.failure: str | None = None
+        """Why the last checkpoint is not there; None where it is (or is on its way)."""
 
     @property
     def own_share_done(self) -> bool:
@@ -45,28 +61,62 @@ class Saver:
         """Write a checkpoint of where the run stands; `wait` until it is complete.
 
         Where one is still on its way, that one is completed first: the storage then is slower than the run saves.
-        Raises UploadError where the checkpoint is waited for and does not arrive.
+        A checkpoint that cannot be written (a full disk, a store that is away) is reported and training goes on: the
+        one before it is still there, and another one follows. `failure` says whether the last one is there. Raises
+        `LeaseLostError` where the run's folder is now another run's.
         """
         self.settle()
+        refuse_without_lease(self._place, self._config)
         with self._goodput.spend("checkpoint"):
-            folder, progress = self._uploader.clear(), self._progress
-            progress.seconds, progress.saved_at_s, progress.stopped = self._goodput.seconds, time.time(), stopped
-            self._engine.save(folder / "engine")
-            save_state(folder, progress, self._config, self._plan.rows_fingerprint, dist.get_rank())
-            self._uploader.start(progress.step)
-            self._step = progress.step
-            if wait:
-                self._publish()
+            self._step = self._progress.step
+            try:
+                self._write(stopped)
+                self._uploader.start(self._step)
+                if wait:
+                    self._publish()
+            except UploadError as error:
+                self._report_failure(error)
 
     def complete(self) -> None:
-        """Mark the checkpoint that is on its way complete, once it is. A failed upload is told and training goes on:
-        the checkpoint before it is still there, and the next one follows."""
+        """Mark the checkpoint that is on its way complete, once it is; a failed upload is reported as in `save`."""
         with self._goodput.spend("checkpoint"):
             try:
                 self._publish()
             except UploadError as error:
-                if dist.get_rank() == 0:
-                    print(f"{self._config.run_name}: {error}; going on, the one before it is kept", flush=True)
+                self._report_failure(error)
+
+    def _write(self, stopped: bool) -> None:
+        """This worker's share on its local disk."""
+        folder, progress = self._uploader.clear(), self._progress
+        progress.seconds, progress.saved_at_s, progress.stopped = self._goodput.seconds, time.time(), stopped
+        self._refuse_full_scratch(folder)
+        try:
+            self._engine.save(folder / "engine")
+            save_state(folder, progress, self._config, self._identity, dist.get_rank())
+        except Exception as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            if dist.get_world_size() > 1:
+                raise  # the others wait for this worker within the engine's own exchanges, where nothing reaches them
+            raise UploadError(f"checkpoint {self._step} could not be written to {folder}: {error}") from error
+        self._share_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+    def _refuse_full_scratch(self, folder: Path) -> None:
+        """Whether there is room for as much as was written last time, asked of all workers before any of them writes:
+        one that fails halfway through the engine's exchanges would leave the others waiting."""
+        free = shutil.disk_usage(folder).free
+        short = None if free >= self._share_bytes else f"worker {dist.get_rank()}: {folder.parent} has {free:,} bytes"
+        if problems := [problem for problem in gather(short) if problem]:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise UploadError(
+                f"checkpoint {self._step} has no room on the local disk: {'; '.join(problems)} free and "
+                f"{self._share_bytes:,} are needed; set TMPDIR to a larger disk"
+            )
+
+    def _report_failure(self, error: UploadError) -> None:
+        self.failure = str(error)
+        if dist.get_rank() == 0:
+            print(f"{self._config.run_name}: {error}; training goes on, older checkpoints are kept", flush=True)
+            self._note_failure(self.failure)
 
     def settle(self) -> None:
         """Wait for a checkpoint that is on its way."""
@@ -75,6 +125,7 @@ class Saver:
 
     def _publish(self) -> None:
         path = self._uploader.complete()
+        self.failure = None
         config, storage, total_steps = self._config, self._place.storage, self._plan.total_steps
         if dist.get_rank() == 0:
             if is_due(config, self._step, total_steps):
@@ -84,7 +135,18 @@ class Saver:
         self._place.report({"step": self._step, **figures}, path)
 
 
-def resume(place: Place, engine: Engine, config: TrainConfig, plan: Plan, goodput: Goodput) -> Progress:
+def refuse_without_lease(place: Place, config: TrainConfig) -> None:
+    """Raise `LeaseLostError`, on every worker, where the run's folder was taken over by another run."""
+    if not gather(dist.get_rank() > 0 or place.may_write())[0]:
+        raise LeaseLostError(
+            f"{config.run_name}: {place.storage.folder} was taken over by another run of this name; this one writes "
+            "nothing more"
+        )
+
+
+def resume(
+    place: Place, engine: Engine, config: TrainConfig, identity: Mapping[str, Any], goodput: Goodput
+) -> Progress:
     """Continue from the newest sound checkpoint of the run, if there is one. Every worker calls it.
 
     It may have been saved by another number of workers: the sharded state is divided anew, and random states, which
@@ -97,7 +159,7 @@ def resume(place: Place, engine: Engine, config: TrainConfig, plan: Plan, goodpu
         goodput.begin()
         return Progress()
     step, folder = found
-    progress, saved_by = load_progress(folder, config, plan.rows_fingerprint), saved_world_size(folder)
+    progress, saved_by = load_progress(folder, config, identity), saved_world_size(folder)
     engine.load(folder / "engine", saved_by=saved_by, leads_node=place.leads_node)
     if saved_by == dist.get_world_size():
         load_random_states(folder, dist.get_rank())

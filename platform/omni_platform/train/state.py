@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -11,14 +12,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from omni_platform.config import fingerprint, to_dict
-from omni_platform.train.config import MUST_MATCH, TrainConfig
-
-_FILE = "state.json"
-
-
-class ResumeError(ValueError):
-    """A checkpoint that belongs to another training; the message names what differs."""
+from omni_platform.config import fingerprint
+from omni_platform.train.config import TrainConfig
+from omni_platform.train.identity import STATE_FILE, refuse_differences
 
 
 @dataclass(kw_only=True)
@@ -45,37 +41,26 @@ class Progress:
     """Whether the save was the last act of a run that was asked to stop."""
 
 
-def save_state(folder: Path, progress: Progress, config: TrainConfig, rows_fingerprint: str, rank: int) -> None:
-    """Write this worker's random states and, on worker 0, the progress and what the run is made of."""
+def save_state(folder: Path, progress: Progress, config: TrainConfig, identity: Mapping[str, Any], rank: int) -> None:
+    """Write this worker's random states and, on worker 0, the progress and what the run is made of.
+
+    `identity` is that of `run_identity`.
+    """
     torch.save(random_states(), _random_file(folder, rank))
     if rank == 0:
         state = {
             "progress": asdict(progress),
-            "identity": _identity(config, rows_fingerprint),
+            "identity": identity,
             "config_fingerprint": fingerprint(config),
         }
-        (folder / _FILE).write_text(json.dumps(state, indent=1))
+        (folder / STATE_FILE).write_text(json.dumps(state, indent=1))
 
 
-def load_progress(folder: Path, config: TrainConfig, rows_fingerprint: str) -> Progress:
-    """The saved progress; ResumeError where the checkpoint belongs to another training."""
-    state = json.loads((folder / _FILE).read_text())
-    saved, wanted = state["identity"], _identity(config, rows_fingerprint)
-    keys = [key for key in wanted if saved.get(key) != wanted[key]]
-    wrong = [f"{key} was {saved.get(key)!r}, is {wanted[key]!r}" for key in keys]
-    if wrong:
-        raise ResumeError(
-            f"{folder.name} of run {config.run_name!r} belongs to another training: {'; '.join(wrong)}. "
-            f"Choose another run_name, or set these back{_hint(config, saved)}"
-        )
+def load_progress(folder: Path, config: TrainConfig, identity: Mapping[str, Any]) -> Progress:
+    """The saved progress; `ResumeError` where the checkpoint belongs to another training (see `identity`)."""
+    state = json.loads((folder / STATE_FILE).read_text())
+    refuse_differences(state["identity"], identity, name=folder.name, config=config)
     return Progress(**state["progress"])
-
-
-def _hint(config: TrainConfig, saved: dict[str, Any]) -> str:
-    micro, workers = saved.get("micro_batches_per_step"), config.max_workers
-    if micro in (None, config.micro_batches_per_step) or micro % workers:
-        return ""
-    return f": {workers} workers make the same steps with gradient_accumulation_steps={micro // workers}"
 
 
 def load_random_states(folder: Path, rank: int) -> None:
@@ -115,9 +100,3 @@ def seed_everything(seed: int) -> None:
 
 def _random_file(folder: Path, rank: int) -> Path:
     return folder / f"random-{rank:05d}.pt"
-
-
-def _identity(config: TrainConfig, rows_fingerprint: str) -> dict[str, Any]:
-    plain = {**to_dict(config), "micro_batches_per_step": config.micro_batches_per_step}
-    # Through JSON and back, as the saved one went: tuples become lists.
-    return json.loads(json.dumps({**{key: plain[key] for key in MUST_MATCH}, "rows": rows_fingerprint}))

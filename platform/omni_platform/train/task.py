@@ -29,6 +29,11 @@ class Task(Protocol):
         """Write the model so that it can be served. Called on worker 0 with whole weights at hand."""
         ...
 
+    # `identity`, where a task has it: a mapping of texts that change with what the task is made of besides its
+    # settings, such as the content of the base weights. Asked on worker 0; a run is resumed only where it is the same.
+
+    # `load_weights(folder)`, where a task has it: take the weights of a model that `export` wrote (every worker).
+
     # `begin_step(step, total_steps)`, where a task has it: called before every optimizer step on every worker, with
     # the 0-based step. What it changes must be a function of these two, so that resuming has nothing to restore.
 
@@ -50,6 +55,11 @@ def begin_step(task: Task, step: int, total_steps: int) -> None:
     """Tell a task that asks for it which step begins."""
     if (told := getattr(task, "begin_step", None)) is not None:
         told(step, total_steps)
+
+
+def task_identity(task: Task) -> Mapping[str, str]:
+    """What the task is made of besides its settings, where it tells it."""
+    return getattr(task, "identity", {})
 
 
 def loss_weights(task: Task) -> Mapping[str, float]:

@@ -14,7 +14,16 @@ from typing import Any
 
 import torch.distributed as dist
 
-from omni_platform.train.checkpoint import Storage, copy_in, gather, make_room, mark_complete, own_scratch
+from omni_platform.train.checkpoint import (
+    Storage,
+    StoreError,
+    copy_in,
+    discard,
+    gather,
+    make_room,
+    mark_complete,
+    own_scratch,
+)
 
 
 class UploadError(RuntimeError):
@@ -49,16 +58,24 @@ class Uploader:
         return self.aside
 
     def start(self, step: int) -> None:
-        """Begin to upload what lies in the local folder. Every worker calls it."""
-        make_room(self._storage, step)
+        """Begin to upload what lies in the local folder. Every worker calls it.
+
+        Raises UploadError, on every worker, where the storage takes nothing.
+        """
         self._step = step
+        try:
+            make_room(self._storage, step)
+        except StoreError as error:
+            shutil.rmtree(self.aside, ignore_errors=True)
+            raise self._failed(str(error)) from None
         self._thread = threading.Thread(target=self._upload, name="upload", daemon=True)
         self._thread.start()
 
     def complete(self) -> str:
         """Wait for all workers' shares and mark the checkpoint complete; returns its path. Every worker calls it.
 
-        Raises UploadError, on every worker, where a share did not arrive; the checkpoints before it are untouched.
+        Raises UploadError, on every worker, where a share did not arrive. What did arrive of it is removed; the
+        checkpoints before it are untouched.
         """
         assert self._thread is not None
         self._thread.join()
@@ -67,9 +84,16 @@ class Uploader:
         failed = isinstance(self._outcome, Exception)
         shares = gather(f"worker {dist.get_rank()}: {self._outcome}" if failed else self._outcome)
         problems = [share for share in shares if isinstance(share, str)]
-        if problems:
-            raise UploadError(f"checkpoint {self._step} did not reach {self._storage.folder}: {'; '.join(problems)}")
-        return mark_complete(self._storage, self._step, shares)
+        try:
+            if problems:
+                raise StoreError("; ".join(problems))
+            return mark_complete(self._storage, self._step, shares)
+        except StoreError as error:
+            discard(self._storage, self._step)
+            raise self._failed(str(error)) from None
+
+    def _failed(self, problem: str) -> UploadError:
+        return UploadError(f"checkpoint {self._step} did not reach {self._storage.folder}: {problem}")
 
     def _upload(self) -> None:
         try:

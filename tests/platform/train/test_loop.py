@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from mlflow.tracking import MlflowClient
 from toy_runs import BAD_ROW, ENGINES, STEPS
 
 from omni_platform.tracking import TrackedRun, metric_history
+from omni_platform.train.checkpoint import Storage
 from omni_platform.train.loop import poisoned_if_not_finite
 
 Runs = dict[str, list[dict[str, Any]]]
@@ -141,3 +143,71 @@ def test_every_figure_of_a_run_is_in_the_tracker_with_its_curves(runs: Runs, tra
     rates = history(runs, tracking_uri, "zero2-whole", "learning_rate")
     assert rates[1] == pytest.approx(0.005)
     assert rates[STEPS] < rates[2] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("engine", ["torch", "zero2"])
+def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_nothing_else(
+    runs: Runs, tracking_uri: str, engine: str
+) -> None:
+    name = f"{engine}-full-middle"
+    (run,) = runs[name]
+    assert (run["steps"], run["checkpoint_failed"]) == (STEPS, None)
+    assert kept(runs, name) == kept(runs, name, complete=False) == [STEPS, 3]
+    assert history(runs, tracking_uri, name) == history(runs, tracking_uri, f"{engine}-whole")
+    tags = MlflowClient(tracking_uri=tracking_uri).get_run(run["run"]).data.tags
+    assert "checkpoint 6 did not reach" in tags["checkpoint_failed"]
+    assert "No space left on device" in tags["checkpoint_failed"]
+
+
+@pytest.mark.parametrize("engine", ["torch", "zero2"])
+def test_a_disk_that_is_full_at_the_end_leaves_the_model_and_the_older_checkpoint(
+    runs: Runs, tracking_uri: str, engine: str
+) -> None:
+    name = f"{engine}-full-last"
+    first, second = runs[name]
+    assert (first["steps"], first["stopped"]) == (STEPS, False)
+    assert f"checkpoint {STEPS} did not reach" in first["checkpoint_failed"]
+    assert "No space left on device" in first["checkpoint_failed"]
+    assert first["kept"] == [3]
+    assert first["half"] == []
+    whole = exported(runs, f"{engine}-whole")
+    assert first["exported"]["digest"] == whole["digest"]
+    # Given room, the same run goes on from the one that is there.
+    assert (second["steps"], second["checkpoint_failed"]) == (STEPS, None)
+    assert exported(runs, name)["digest"] == whole["digest"]
+    assert kept(runs, name) == [STEPS, 6]
+
+
+def test_a_run_whose_folder_was_taken_over_writes_no_checkpoint_and_no_model(runs: Runs) -> None:
+    (run,) = runs["taken"]
+    assert run["error"].startswith("taken: ")
+    assert "was taken over by another run of this name; this one writes nothing more" in run["error"]
+    assert run["kept"] == []
+    assert run["exported"] is None
+
+
+@pytest.mark.parametrize("source", ["checkp", "export"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_run_begins_with_the_weights_of_another_and_nothing_else_of_it(runs: Runs, engine: str, source: str) -> None:
+    """Its one step has a learning rate that changes no weight: the export is what it began with, to the bit."""
+    (run,) = runs[f"{engine}-from-{source}"]
+    assert (run["steps"], run["epochs"]) == (1, pytest.approx(1 / 4))
+    ours, theirs = exported(runs, f"{engine}-from-{source}"), exported(runs, "torch-whole")
+    assert ours["digest"] == theirs["digest"]
+
+
+def test_a_finished_run_is_told_and_one_with_another_learning_rate_is_refused(runs: Runs) -> None:
+    first, other, again = runs["torch-whole"]
+    assert "learning_rate was 0.01, is 0.1. Choose another run_name" in other["error"]
+    assert again["steps"] == STEPS
+    assert (first["said"], again["said"]) == (
+        "",
+        f"torch-whole: already finished at step {STEPS}; nothing is trained\n",
+    )
+    assert first["exported"] == again["exported"]
+
+
+def kept(runs: Runs, name: str, *, complete: bool = True) -> list[int]:
+    """Steps of the checkpoints that a run has left, newest first."""
+    checkpoints = Path(runs[name][-1]["export"]).parent / "checkpoints"
+    return Storage.at(str(checkpoints), name).steps(complete=complete)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -72,7 +73,13 @@ class ToyTask:
     def export(self, folder: Path) -> None:
         weights = {name: list(p.shape) for name, p in self.module.named_parameters()}
         total = sum(float(p.detach().double().abs().sum()) for p in self.module.parameters())
-        (folder / "model.json").write_text(json.dumps({"weights": weights, "total": total}))
+        digest = hashlib.sha256(b"".join(p.detach().cpu().float().numpy().tobytes() for p in self.module.parameters()))
+        about = {"weights": weights, "total": total, "digest": digest.hexdigest()}
+        torch.save(self.module.state_dict(), folder / "weights.pt")
+        (folder / "model.json").write_text(json.dumps(about))
+
+    def load_weights(self, folder: Path) -> None:
+        self.module.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
 
 
 class ToyRows:

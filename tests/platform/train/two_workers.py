@@ -5,7 +5,9 @@ The spec lists attempts (`config`, `die_after`), run one after the other; worker
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import json
 import os
 import sys
@@ -14,11 +16,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from full_disk import full_disk
 from toy_task import ToyRows, ToyTask
 
-from omni_platform.tracking import Telemetry, plan_run
+from omni_platform.lease import LeaseLostError
+from omni_platform.tracking import RunIntent, Telemetry, plan_run
 from omni_platform.train.checkpoint import Storage, gather
 from omni_platform.train.config import TrainConfig
+from omni_platform.train.identity import ResumeError, settings_identity
 from omni_platform.train.loop import Job, work
 from omni_platform.train.place import Place
 
@@ -54,26 +59,53 @@ def attempt(spec: dict[str, Any], tracking_uri: str) -> dict[str, Any]:
             tracking_uri=tracking_uri,
         )
     intent = gather(intent)[0]
-    job = Job(config=config, build_task=ToyTask, open_rows=functools.partial(ToyRows, 50), run=intent)
+    job = Job(
+        config=config,
+        build_task=ToyTask,
+        open_rows=functools.partial(ToyRows, 50),
+        run=intent,
+        settings_identity=settings_identity(config),
+    )
     place = Place(
         device=torch.device("cpu"),
-        storage=Storage.at(str(folder), config.run_name),
+        storage=full_disk(folder, config.run_name, spec["full"])
+        if spec.get("full")
+        else Storage.at(str(folder), config.run_name),
+        may_write=lambda: not spec.get("taken"),
         leads_node=rank == 0,
         stop_requested=StopAfter(spec.get("die_after"), politely=spec.get("politely", False)),
         report=lambda figures, path: None,
     )
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        outcome = outcome_of(job, place)
+    finished = [line for line in said.getvalue().splitlines(keepends=True) if "already finished" in line]
+    export = Path(config.output_dir) / "export" / "model.json"
+    return {
+        **outcome,
+        **({"run": delivered(intent)} if rank == 0 else {}),
+        "said": "".join(finished),
+        "kept": place.storage.steps(),
+        "half": [step for step in place.storage.steps(complete=False) if step not in place.storage.steps()],
+        "exported": json.loads(export.read_text()) if export.exists() else None,
+    }
+
+
+def delivered(intent: RunIntent) -> str:
+    """The run's id, once all that was logged has reached the tracker: the driver's part."""
+    with Telemetry(intent, owner=True) as telemetry:
+        assert telemetry.settle(60.0).unsent == 0
+        assert telemetry.run is not None
+        return telemetry.run.run_id
+
+
+def outcome_of(job: Job, place: Place) -> dict[str, Any]:
     try:
-        outcome = work(job, place)
+        return work(job, place)
     except PowerCut:
-        outcome = {"cut": True}
-    except FloatingPointError as error:
-        outcome = {"error": str(error)}
-    if rank == 0:  # as the driver would
-        with Telemetry(intent, owner=True) as telemetry:
-            assert telemetry.settle(60.0).unsent == 0
-            assert telemetry.run is not None
-            outcome["run"] = telemetry.run.run_id
-    return outcome
+        return {"cut": True}
+    except (FloatingPointError, LeaseLostError, ResumeError) as error:
+        return {"error": str(error)}
 
 
 def main(path: Path) -> None:
