@@ -1,8 +1,8 @@
 """Many small trainings as one job: every cell a Ray task and an MLflow run, what is done skipped, what broke told.
 
 A cell is done when its result lies in its folder, which is written last. A job that was killed is started again with
-the same command and goes on with the cells that are missing. What a cell notes on its way is on the terminal and in the
-tracker at once.
+the same command and goes on with the cells that are missing. What a cell logs on its way is on the terminal and in its
+spool at once, and in the tracker seconds later, whether or not that answers now.
 """
 
 from __future__ import annotations

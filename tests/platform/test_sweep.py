@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import os
 import sys
 import time
@@ -15,6 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from omni_platform.sweep import Cell, Note, Outcome, Place, make_files, read_results, result_uri, run_sweep
 from omni_platform.tracking import TrackedRun, metric_history
+from omni_platform.tracking.spool import read_history
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "train"))
@@ -110,8 +112,7 @@ def test_results_and_histories_are_read_back_from_the_tracker(tmp_path):
     assert Path(run.client.download_artifacts(run.run_id, "notes.txt")).read_text() == "seen"
 
     # The cell once more, in another run, as after its folder was lost: the latest counts.
-    for file in Path(result_uri(place, _cells(tmp_path, "sft")[0])).parent.iterdir():
-        file.unlink()
+    shutil.rmtree(Path(result_uri(place, _cells(tmp_path, "sft")[0])).parent)
     run_sweep(_cells(tmp_path, "sft"), work, place)
     later = {result["seed"]: result for result in _results(place)}
     assert later[1] == found[1] and len(_results(place)) == 2
@@ -177,8 +178,8 @@ def test_cells_and_files_ask_for_their_share_of_a_gpu(tmp_path, share):
 
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_with_the_cells_that_are_missing(tmp_path):
-    """Every process of the job at once, while one cell is done and another is at work: what that one has noted is on
-    the terminal and in the tracker."""
+    """Every process of the job at once, while one cell is done and another is at work: what that one has logged is on
+    the terminal and in its spool, and in the tracker when the cell was run again."""
     command = [sys.executable, __file__, str(tmp_path)]
     cells, place = _cells(tmp_path, "sft", WAITS, "cure"), _place(tmp_path)
     log = tmp_path / "log.txt"
@@ -193,7 +194,8 @@ def test_a_killed_sweep_goes_on_with_the_cells_that_are_missing(tmp_path):
     assert f"{cells[0].key}: done · twice 6" in log.read_text()
     (killed,) = _runs(place, "RUNNING")
     run = TrackedRun(tracking_uri=str(place.tracking_uri), experiment_id="", run_id=killed.info.run_id)
-    assert metric_history(run, "val/own") == {1: 0.5}
+    spool = Path(result_uri(place, cells[1])).parent / "tracking"
+    assert read_history(spool)["val/own"] == {1: 0.5}
 
     (tmp_path / "go").touch()
     assert end([launch(command, log)]) == [0], log.read_text()[-4000:]
