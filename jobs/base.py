@@ -23,8 +23,10 @@ from omni_model.qwen_omni import QwenOmniBackbone
 from omni_model.sequence import prepare_media
 from omni_model.tiny import TinyConfig, build_tiny, train_tokenizer
 from omni_model.vocabulary import read_vocabulary
+from omni_platform import storage
 from omni_platform.artifacts import Card, write_card
 from omni_platform.config import fingerprint, parse_args, to_dict
+from omni_platform.lease import hold, refusals_in_one_line
 from omni_platform.media.film import OF_SYNC_SCENES, ask, corpus
 from omni_platform.media.scene import COLOURS, SHAPES, TONES, Scene, make_scene, make_sync_scene
 from omni_platform.media.synth import render_clip
@@ -55,6 +57,9 @@ class BaseConfig:
     """The stage to end with; None for all."""
     device: str = "auto"
     """`auto` takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        storage.require_local(self.output_dir, "output_dir")
 
 
 CONFIG = BaseConfig
@@ -100,9 +105,16 @@ def _shown(scene: Scene) -> tuple[Shown, ...]:
     )
 
 
+@refusals_in_one_line()
 def main() -> None:
     config = parse_args(BaseConfig)
     torch.set_num_threads(config.num_threads)
+    with hold(config.output_dir, owner="base"):
+        teach(config)
+
+
+def teach(config: BaseConfig) -> None:
+    """Try the seeds in turn; ends the process with a message where none gets through."""
     for seed in config.seeds:
         try:
             teach_base(config, seed)

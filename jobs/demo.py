@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from omni_model.fingerprint import fingerprint_model
 from omni_model.folder import TINY_BASE
+from omni_platform import storage
 from omni_platform.artifacts import read_card
 from omni_platform.config import parse_args
 from omni_serving.local import Server
@@ -36,6 +38,9 @@ class DemoConfig:
     real_clip: str = "../shared/media/nasa_13013.mp4"
     """A clip that the project did not make; goes through preprocess and serve where it exists."""
     port: int = 8123
+
+    def __post_init__(self) -> None:
+        storage.require_local(self.output_dir, "output_dir")
 
 
 CONFIG = DemoConfig
@@ -99,7 +104,10 @@ class Demo:
         stamp = Path(self.out) / "stages" / f"{stage}.json"
         texts = [word if not (ROOT / word).is_file() else (ROOT / word).read_text() for word in command]
         self._chain = hashlib.sha256("\0".join([self._chain, *texts]).encode()).hexdigest()
-        if stamp.is_file() and _read_json(stamp)["chain"] == self._chain:
+        # What has been removed since is made again, whatever its stamp says.
+        results = [Path(word.partition("=")[2]) for word in command if word.partition("=")[0].endswith("output_dir")]
+        there = all((ROOT / result).exists() for result in results)
+        if there and stamp.is_file() and _read_json(stamp)["chain"] == self._chain:
             self.seconds[stage] = _read_json(stamp)["seconds"]
             self.reused.append(stage)
             print(f"== {stage}: reused, nothing has changed", flush=True)
@@ -143,6 +151,8 @@ class Demo:
             "trajectory": [{"text": "The low tone:"}, {"segment": [2.0, 4.0]}, {"text": " unknown. Answer: unknown"}],
         }
         (folder / "manifest.jsonl").write_text(json.dumps(row) + "\n")
+        # The commands name the clip's path alone.
+        self._chain = hashlib.sha256(self._chain.encode() + clip.read_bytes()).hexdigest()
         return folder
 
     def serve(self) -> dict[str, Any]:
@@ -204,6 +214,7 @@ def _code_fingerprint() -> str:
     for room in ("platform", "model", "serving", "jobs"):
         for file in sorted((ROOT / room).rglob("*.py")):
             digest.update(file.read_bytes())
+    digest.update(fingerprint_model(TINY_BASE).encode())
     return digest.hexdigest()
 
 

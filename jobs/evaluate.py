@@ -15,15 +15,17 @@ from typing import Any
 
 from omni_model.examine import CONDITIONS, Examiner, summarise
 from omni_platform import storage, tracking
-from omni_platform.artifacts import Card, fingerprint_bytes, folder_fingerprint, read_card, write_card
+from omni_platform.artifacts import CARD_NAME, Card, card_bytes, content_fingerprint, folder_fingerprint, read_card
 from omni_platform.config import fingerprint, parse_args, to_dict
 from omni_platform.data.batches import TrainingRows
 from omni_platform.data.examination import examine
+from omni_platform.lease import refusals_in_one_line
 from omni_platform.pictures import draw_conditions
 from omni_platform.report.answers import choose_answers
 from omni_platform.report.curves import RunCurves, read_curves
 from omni_platform.report.page import About, render_page
 from omni_platform.runtime import start_ray
+from omni_platform.staging import Staged, staged_output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +66,29 @@ class EvaluateConfig:
 CONFIG = EvaluateConfig
 
 
+@refusals_in_one_line()
 def main() -> None:
     config = parse_args(EvaluateConfig)
     # Before the long part: a run that does not exist is better known at once.
     curves = read_curves(_runs(config), tracking_uri=config.tracking_uri)
+    with staged_output(config.output_dir, key=fingerprint(config), owner="evaluation") as staged:
+        model, report = _evaluate(config, staged, curves)
+    if config.run_id or model.name:
+        with storage.local_folder(config.output_dir) as folder:
+            tracking.log_evaluation(
+                config.run_id,
+                report,
+                folder,
+                model=model,
+                dataset_fingerprint=content_fingerprint(read_card(config.dataset_dir)),
+                tracking_uri=config.tracking_uri,
+            )
+    _print(report)
+
+
+def _evaluate(
+    config: EvaluateConfig, staged: Staged, curves: list[RunCurves]
+) -> tuple[tracking.ResolvedModel, dict[str, Any]]:
     start_ray(num_cpus=config.num_cpus)
     model = tracking.find_model(config.model, tracking_uri=config.tracking_uri)
     build = partial(
@@ -88,8 +109,8 @@ def main() -> None:
         limit=config.limit,
     )
     report = {**summarise(records), "model": _measured(config, model)}
-    _write(config, model, report, records, curves)
-    _print(report)
+    _write(config, staged, model, report, records, curves)
+    return model, report
 
 
 def _runs(config: EvaluateConfig) -> list[str]:
@@ -105,38 +126,29 @@ def _measured(config: EvaluateConfig, model: tracking.ResolvedModel) -> dict[str
 
 def _write(
     config: EvaluateConfig,
+    staged: Staged,
     model: tracking.ResolvedModel,
     report: dict[str, Any],
     records: list[dict[str, Any]],
     curves: list[RunCurves],
 ) -> None:
     lines = "".join(json.dumps(record) + "\n" for record in records).encode()
-    storage.write_bytes(storage.join(config.output_dir, "records.jsonl"), lines)
-    storage.write_bytes(storage.join(config.output_dir, "report.json"), json.dumps(report, indent=2).encode())
-    storage.write_bytes(storage.join(config.output_dir, "accuracy.png"), draw_conditions(report))
+    storage.write_bytes(storage.join(staged.folder, "records.jsonl"), lines)
+    storage.write_bytes(storage.join(staged.folder, "report.json"), json.dumps(report, indent=2).encode())
+    storage.write_bytes(storage.join(staged.folder, "accuracy.png"), draw_conditions(report))
     data = read_card(config.dataset_dir)
     measured = report["model"]
     named = f"models:/{model.name}/{model.version}" if model.name else config.model
-    dataset_fingerprint = fingerprint_bytes(repr(data).encode())
     card = Card(
         name="evaluation",
-        inputs={config.dataset_dir: dataset_fingerprint, named: measured["fingerprint"]},
+        inputs={config.dataset_dir: content_fingerprint(data), named: measured["fingerprint"]},
         config=to_dict(config),
         config_fingerprint=fingerprint(config),
         counts={"questions": report["n"], "records": len(records)},
     )
     page = _page(config, card, report, records, curves)
-    storage.write_bytes(storage.join(config.output_dir, "report.html"), page.encode())
-    write_card(config.output_dir, card)
-    if config.run_id or model.name:
-        tracking.log_evaluation(
-            config.run_id,
-            report,
-            config.output_dir,
-            model=model,
-            dataset_fingerprint=dataset_fingerprint,
-            tracking_uri=config.tracking_uri,
-        )
+    storage.write_bytes(storage.join(staged.folder, "report.html"), page.encode())
+    staged.commit(marker=CARD_NAME, data=card_bytes(card))
 
 
 def _page(

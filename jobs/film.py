@@ -6,11 +6,13 @@ Real mp4 files with known pictures, tones and times, questions that need both se
 from __future__ import annotations
 
 from omni_platform.config import parse_args
+from omni_platform.lease import refusals_in_one_line
 from omni_platform.media.film_folder import FilmConfig, write_film
 
 CONFIG = FilmConfig
 
 
+@refusals_in_one_line()
 def main() -> None:
     config = parse_args(FilmConfig)
     card, reused = write_film(config)

@@ -12,6 +12,7 @@ from omni_model.anchors import build_clip_encoder
 from omni_model.folder import Preparation
 from omni_platform.config import parse_args
 from omni_platform.data.pipeline import PreprocessConfig, preprocess
+from omni_platform.lease import refusals_in_one_line
 from omni_platform.runtime import start_ray
 
 
@@ -46,6 +47,7 @@ class PreprocessJob:
 CONFIG = PreprocessJob
 
 
+@refusals_in_one_line()
 def main() -> None:
     job = parse_args(PreprocessJob)
     start_ray(num_cpus=job.num_cpus)

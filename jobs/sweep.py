@@ -26,8 +26,10 @@ from omni_model.options import read_options
 from omni_model.trial import TrialConfig
 from omni_model.trial_exam import ExamConfig
 from omni_model.trial_run import TrialFiles, run_trial
+from omni_platform import storage
 from omni_platform.artifacts import fingerprint_bytes
 from omni_platform.config import parse_args
+from omni_platform.lease import hold, refusals_in_one_line
 from omni_platform.media.benchmark import SHIFTS
 from omni_platform.media.film_reasoning import HELD_OUT
 from omni_platform.media.film_sets import ClipRange, FilmSizes, Scenes, asked_clips, film_sets, split_sets
@@ -66,14 +68,24 @@ class SweepConfig:
     """Of products while a cell learns."""
     tracking_uri: str | None = field(default=None, metadata={"env": "MLFLOW_TRACKING_URI"})
 
+    def __post_init__(self) -> None:
+        storage.require_local(self.output_dir, "output_dir")
+
 
 CONFIG = SweepConfig
 _ENCODED_TOGETHER = 32
 _FPS, _SIDE_PX = Preparation.fps, int(Preparation.video_max_pixels**0.5)
 
 
+@refusals_in_one_line()
 def main() -> None:
     config = parse_args(SweepConfig)
+    with hold(config.output_dir, owner=f"sweep {config.experiment_name}"):
+        sys.exit(run(config))
+
+
+def run(config: SweepConfig) -> int:
+    """Encode, train and examine what is missing; returns the exit status."""
     start_ray(num_cpus=config.num_cpus)
     trials = {name: trial_of(config, name) for name in config.cells if not config.only or name in config.only}
     film = encode_film(config)
@@ -89,7 +101,7 @@ def main() -> None:
     )
     sweep = run_sweep(cells, partial(run_cell, config=config, film=film), place, gpus_per_cell=config.gpus_per_cell)
     print(f"{sweep.done} cells run, {sweep.skipped} were there, {len(sweep.failed)} failed: {place.tracking_uri}")
-    sys.exit(1 if sweep.failed else 0)
+    return 1 if sweep.failed else 0
 
 
 def trial_of(config: SweepConfig, name: str) -> TrialConfig:

@@ -25,6 +25,7 @@ from omni_platform.artifacts import find_card
 from omni_platform.config import parse_args
 from omni_platform.data.batches import TrainingRows
 from omni_platform.data.parts import read_column
+from omni_platform.lease import refusals_in_one_line
 from omni_platform.runtime import start_ray
 from omni_platform.train.config import TrainConfig
 from omni_platform.train.dry_run import DryRunConfig, estimate, refuse_what_cannot_fit, table
@@ -34,6 +35,7 @@ from omni_platform.train.stop import RunStopped
 CONFIG = TrainConfig
 
 
+@refusals_in_one_line()
 def main() -> None:
     words = sys.argv[1:]
     if "--dry-run" in words:

@@ -38,7 +38,11 @@ _READ_BACK_PAUSE_S = 1.0
 """Longer than the time between reading a lease and writing one."""
 
 
-class LeaseHeldError(ValueError):
+class RefusedError(ValueError):
+    """A run that must not start as things are; the message says why and what can be done."""
+
+
+class LeaseHeldError(RefusedError):
     """Another run writes into this output; the message names it and says what can be done."""
 
 
@@ -145,6 +149,15 @@ def hold_all(destinations: Sequence[str | Path], **options: Any) -> Iterator[lis
     """Hold several outputs, or none of them; the options are those of `hold`."""
     with ExitStack() as stack:
         yield [stack.enter_context(hold(destination, **options)) for destination in destinations]
+
+
+@contextmanager
+def refusals_in_one_line() -> Iterator[None]:
+    """End the process with the message of a refusal and status 1: for the entry point of a job."""
+    try:
+        yield
+    except RefusedError as error:
+        raise SystemExit(f"refused: {error}") from None
 
 
 def is_held(destination: str | Path, token: str) -> bool:

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omni_platform import storage
-from omni_platform.lease import Lease, hold, work_folder
+from omni_platform.lease import Lease, RefusedError, hold, work_folder
 
 FILE_LIST = "_files.json"
 _NOTE, _PREFIX = "_staging.json", "staged-"
 _NAMED = 5
 
 
-class ForeignFilesError(ValueError):
+class ForeignFilesError(RefusedError):
     """An output folder with files that no run made; the message names them and the fix."""
 
 

@@ -148,6 +148,15 @@ def remove(uri: str | Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def require_local(uri: str | Path, name: str) -> None:
+    """Raise `ValueError` for a remote URI in a setting whose files other libraries open by their path."""
+    if is_remote(uri):
+        raise ValueError(
+            f"{name}={uri}: this job writes files that are opened by their path; give a folder of this machine, or one "
+            "that all machines share"
+        )
+
+
 @contextmanager
 def local_copy(uri: str | Path) -> Iterator[Path]:
     """A path on this machine with the file's content: itself where it is local, else a copy that is removed.
@@ -169,18 +178,13 @@ def local_copy(uri: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def local_folder(uri: str | Path) -> Iterator[Path]:
-    """A path on this machine with a folder's content: itself where it is local, else a copy that is removed.
-
-    Raises FileNotFoundError where there is none.
-    """
+    """A folder on this machine with a folder's content: itself where it is local, else a copy that is removed."""
     if not is_remote(uri):
         yield local_path(uri)
         return
-    filesystem, path = _filesystem(uri)
-    with tempfile.TemporaryDirectory(prefix="folder-") as scratch:
-        copy = Path(scratch) / posixpath.basename(path.rstrip("/"))
-        filesystem.get(path.rstrip("/"), str(copy), recursive=True)
-        yield copy
+    with tempfile.TemporaryDirectory(prefix="folder-") as folder:
+        copy_files(uri, folder, list_tree(uri))
+        yield Path(folder)
 
 
 def create_bytes(uri: str | Path, data: bytes) -> None:

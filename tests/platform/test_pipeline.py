@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from omni_platform.artifacts import find_card
+from omni_platform.artifacts import find_card, fingerprint_bytes
 from omni_platform.data import pipeline
 from omni_platform.data.account import AccountError, account
 from omni_platform.data.batches import TrainingRows
@@ -25,6 +25,8 @@ from omni_platform.data.segments import refuse
 from omni_platform.data.tables import ANCHOR_SCHEMA, CLIP_SCHEMA, QUARANTINE_SCHEMA, SAMPLE_SCHEMA, SEGMENT_SCHEMA
 from omni_platform.lease import LeaseHeldError, hold
 from omni_platform.media.decode import decode_clip
+from omni_platform.train.config import TrainConfig
+from omni_platform.train.identity import differences, settings_identity
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -186,6 +188,29 @@ def test_parts_without_anchors_are_not_kept_for_another_encoder(film, tmp_path, 
     card = find_card(tmp_path / "out")
     assert card is not None and card.encoder_fingerprint == "second"
     assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_file()) == ["_files.json", "card.json"]
+
+
+def test_data_made_again_with_one_other_answer_is_other_data_to_a_training(film, tmp_path, stub_encoder):
+    lines = [json.loads(line) for line in (film / "manifest.jsonl").read_text().splitlines()][:8]
+    rows = [{**line, "clip": str(film / line["clip"])} for line in lines]
+    manifest, config = tmp_path / "manifest.jsonl", _config(tmp_path / "manifest.jsonl", tmp_path / "out")
+    training = TrainConfig(run_name="r", dataset_dir=str(tmp_path / "out"), output_dir="o")
+
+    def prepared(rows, encoder):
+        manifest.write_text("\n".join(map(json.dumps, rows)))
+        preprocess(config, partial(stub_encoder, fingerprint=encoder))
+        ids = "\n".join(TrainingRows.open(tmp_path / "out").ids)
+        return ids, settings_identity(training), fingerprint_bytes(manifest.read_bytes())
+
+    ids, first, before = prepared(rows, "encoder")
+    other = next(option for option in rows[0]["options"] if option != rows[0]["answer"])
+    same_ids, changed, after = prepared([{**rows[0], "answer": other}, *rows[1:]], "encoder")
+    assert same_ids == ids  # all that was looked at before
+    assert differences(first, changed) == [f"data.inputs.{manifest} was '{before}', is '{after}'"]
+    _, back, _ = prepared(rows, "encoder")
+    assert differences(first, back) == []
+    _, encoded, _ = prepared(rows, "another")
+    assert differences(first, encoded) == ["data.encoder_fingerprint was 'encoder', is 'another'"]
 
 
 def _interrupt(*_: object, **__: object) -> None:

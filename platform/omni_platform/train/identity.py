@@ -12,6 +12,7 @@ from typing import Any
 
 from omni_platform.artifacts import CardError, content_of, find_card
 from omni_platform.config import to_dict
+from omni_platform.lease import RefusedError
 from omni_platform.train.checkpoint import Storage, checkpoint_name
 from omni_platform.train.config import MUST_MATCH, TrainConfig
 
@@ -22,7 +23,7 @@ _OPTIONAL = ("eval_data",)
 _SHOWN_CHARS = 80
 
 
-class ResumeError(ValueError):
+class ResumeError(RefusedError):
     """A checkpoint that belongs to another training; the message names what differs and the fixes."""
 
 

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import ray
 import torch
 from toy_runs import STEPS, config
 from toy_task import ToyRows, ToyTask
 
-from omni_platform.artifacts import folder_fingerprint
+from omni_platform.artifacts import Card, folder_fingerprint, read_card, write_card
+from omni_platform.lease import LeaseHeldError
+from omni_platform.staging import ForeignFilesError
 from omni_platform.tracking import TrackedRun, connect, find_model, metric_history, resolve_model
 from omni_platform.train.checkpoint import Storage
 from omni_platform.train.config import TrainConfig
 from omni_platform.train.engine import read_weights
+from omni_platform.train.identity import ResumeError
 from omni_platform.train.launch import fit, say_what_is_missing, with_absolute_paths
 from omni_platform.train.plan import Plan
 from omni_platform.train.stop import RunStopped, StopFlag, StopWatch, stop_on_signals
@@ -34,6 +42,9 @@ def ray_session() -> Iterator[None]:
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("RAY_AUTH_MODE", "disabled")
+        # `local://` stands for an object store, which has no folders to make before a file.
+        patch.setenv("FSSPEC_LOCAL_AUTO_MKDIR", "true")
+        patch.setitem(fsspec.config.conf, "local", {"auto_mkdir": True})
         ray.init(address="local", num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1")
         yield
         ray.shutdown()
@@ -154,6 +165,128 @@ def loss_of_export(folder: Path) -> float:
     with torch.no_grad():
         losses = [float(task.module(task.collate([rows.row(i)]))["loss"]) for i in range(20)]
     return sum(losses) / 20
+
+
+def short_run(folder: Path, tracking_uri: str, **settings: Any) -> TrainConfig:
+    return TrainConfig(
+        **config(folder, "short", engine="torch", tracking_uri=tracking_uri, max_steps=2, warmup_steps=0, **settings)
+    )
+
+
+def start(settings: TrainConfig) -> dict[str, Any]:
+    return fit(settings, build_task=ToyTask, open_rows=functools.partial(ToyRows, 50))
+
+
+def test_every_output_of_a_run_goes_where_output_dir_says(
+    tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`local://` is a store like `s3://` to us: everything must go through `storage`."""
+    here = Path.cwd()
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    settings = dataclasses.replace(
+        short_run(tmp_path, tracking_uri),
+        output_dir=f"local://{tmp_path}/store/run",
+        storage_path=str(tmp_path / "checkpoints"),
+        registered_model_name="remote",
+    )
+    summary = start(settings)
+    assert summary["export"] == f"local://{tmp_path}/store/run/export"
+    found = sorted(
+        str(path.relative_to(tmp_path / "store")) for path in (tmp_path / "store").rglob("*") if path.is_file()
+    )
+    export = ["_files.json", "card.json", "model.json", "weights.pt"]
+    assert found == [*(f"run/export/{name}" for name in export), "run/loss_curves.png"]
+    assert (tmp_path / "store" / "run" / "loss_curves.png").read_bytes().startswith(b"\x89PNG")
+    assert read_card(tmp_path / "store" / "run" / "export").config["learning_rate"] == 0.01
+    assert list((tmp_path / "cwd").iterdir()) == []
+    assert not (here / "local:").exists()  # where the workers run
+    registered = resolve_model(f"models:/remote/{summary['mlflow']['model_version']}", tracking_uri=tracking_uri)
+    assert (registered / "model.json").read_bytes() == (tmp_path / "store/run/export/model.json").read_bytes()
+
+
+def test_a_remote_output_without_a_tracking_server_is_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    settings = dataclasses.replace(
+        short_run(tmp_path, ""),
+        tracking_uri=None,
+        output_dir=f"local://{tmp_path}/run",
+        storage_path=str(tmp_path / "c"),
+    )
+    with pytest.raises(
+        ValueError, match=r"output_dir=local://.*/run is an object store, and .* set tracking_uri \(or ML"
+    ):
+        start(settings)
+    assert not (tmp_path / "local:").exists()
+
+
+@pytest.mark.parametrize("what", ["run", "output"])
+def test_a_second_driver_is_refused_at_once_with_the_name_of_the_first(
+    what: str, tracking_uri: str, tmp_path: Path
+) -> None:
+    settings = short_run(tmp_path, tracking_uri)
+    held = Path(settings.output_dir) / ("checkpoints/short" if what == "run" else "")
+    program = (
+        f"from omni_platform.lease import hold\nwith hold({str(held)!r}, owner='training run short'): print(1); input()"
+    )
+    first = subprocess.Popen(
+        [sys.executable, "-u", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert first.stdout is not None and first.stdout.readline() == "1\n"
+    before_s = time.monotonic()
+    try:
+        expected = rf"{held} is being written by training run short \(process {first.pid} on"
+        with pytest.raises(LeaseHeldError, match=expected):
+            start(settings)
+        assert time.monotonic() - before_s < 10  # before any worker, and without waiting for the first to end
+    finally:
+        first.communicate("\n")
+    assert not (held / "export").exists()
+
+
+def test_an_export_that_would_be_lost_is_refused_before_the_training(tracking_uri: str, tmp_path: Path) -> None:
+    settings = short_run(tmp_path, tracking_uri)
+    mine = Path(settings.output_dir) / "export" / "weights_of_last_year.pt"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    with pytest.raises(ForeignFilesError, match=r"export holds 1 file .*weights_of_last_year\.pt"):
+        start(settings)
+    assert mine.exists()
+
+
+def test_a_run_whose_data_encoder_or_base_changed_is_refused_and_the_same_one_is_finished(
+    tracking_uri: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data, base = tmp_path / "data", tmp_path / "base"
+    base.write_text("first weights")
+
+    def prepare(manifest: str, encoder: str) -> None:
+        write_card(data, Card(name="anchors", inputs={"/m.jsonl": manifest}, encoder_fingerprint=encoder))
+
+    settings = dataclasses.replace(
+        short_run(tmp_path, tracking_uri, task={"base_file": str(base)}), dataset_dir=str(data)
+    )
+    prepare("one answer", "encoder")
+    assert start(settings)["steps"] == 2
+    prepare("another answer", "encoder")
+    with pytest.raises(ResumeError, match=r"data\.inputs\./m\.jsonl was 'one answer', is 'another answer'"):
+        start(settings)
+    prepare("one answer", "another encoder")
+    with pytest.raises(ResumeError, match=r"data\.encoder_fingerprint was 'encoder', is 'another encoder'"):
+        start(settings)
+    prepare("one answer", "encoder")
+    with pytest.raises(ResumeError, match=r"run 'short' has checkpoints up to step 2 .* resume=never"):
+        start(dataclasses.replace(settings, resume="never"))
+    base.write_text("other weights")
+    with pytest.raises(Exception, match="task_base was 'first weights', is 'other weights'"):
+        start(settings)
+    base.write_text("first weights")
+    capfd.readouterr()
+    assert start(settings)["steps"] == 2
+    assert "short: already finished at step 2; nothing is trained" in capfd.readouterr().out
 
 
 def test_paths_mean_the_same_place_in_every_worker(

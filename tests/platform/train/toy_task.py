@@ -45,7 +45,7 @@ class Net(torch.nn.Module):
 
 class ToyTask:
     """Fits y = sum(x). `fail_at`: the row at which collate raises; `bad_row`: the row whose loss is not finite;
-    `needs_file`: a path that must lead to a file."""
+    `needs_file`: a path that must lead to a file; `base_file`: one whose content stands for base weights."""
 
     loss_weights = {"text": 1.0, "latent": 0.1}  # noqa: RUF012
 
@@ -77,6 +77,11 @@ class ToyTask:
         about = {"weights": weights, "total": total, "digest": digest.hexdigest()}
         torch.save(self.module.state_dict(), folder / "weights.pt")
         (folder / "model.json").write_text(json.dumps(about))
+
+    @property
+    def identity(self) -> dict[str, str]:
+        base = self.settings.get("base_file")
+        return {"base": Path(base).read_text()} if base else {}
 
     def load_weights(self, folder: Path) -> None:
         self.module.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
