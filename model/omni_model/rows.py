@@ -9,6 +9,30 @@ import numpy as np
 from omni_platform.schema import Sample
 
 
+class RowOutline(Protocol):
+    """A sample and the shape of its clip: all that the length of its sequence depends on."""
+
+    @property
+    def sample(self) -> Sample: ...
+
+    @property
+    def num_frames(self) -> int: ...
+
+    @property
+    def height_px(self) -> int: ...
+
+    @property
+    def width_px(self) -> int: ...
+
+    @property
+    def sample_fps(self) -> float: ...
+
+    @property
+    def num_samples(self) -> int | None:
+        """Of 16 kHz sound; None for a clip without any"""
+        ...
+
+
 class PreparedRow(Protocol):
     """A sample with its decoded clip and the anchors of its looks."""
 

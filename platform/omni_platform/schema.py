@@ -5,6 +5,7 @@ A leaf: it imports nothing of ours and nothing that needs installing, and every 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 SCHEMA_VERSION = 2
@@ -69,6 +70,16 @@ class Segment:
     """0-based order of the look within its trajectory, or of the other moment within its clip."""
     start_s: float
     end_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSize:
+    """How much of everything a training row is, told before anything of it is decoded or run."""
+
+    length: int
+    """Positions of its whole sequence."""
+    counts: Mapping[str, int]
+    """By loss term, what the row adds to the number that the term's sum is divided by: learned tokens, slots, ..."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,7 +100,7 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
         if step == STEPS - 1 and spec.get("export"):
             export(engine, task, Path(spec["export"]) / "before")
         batch = task.collate(rows_of(dist.get_rank(), step))
-        loss = engine.forward(batch)["loss"]
+        loss = engine.forward(batch, spec.get("divisors"))["loss"]
         engine.backward(loss)
         engine.step(1e-3)
         losses.append(float(loss.detach()))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from omni_platform.train.plan import Plan
 from omni_platform.train.saving import Saver, resume
 from omni_platform.train.schedule import check_schedule, learning_rate
 from omni_platform.train.sharded import build_sharded
+from omni_platform.train.sizes import SizedRows, StepDivisors, check_counts, join_shares, measure_share, refusal_report
 from omni_platform.train.state import Progress, seed_everything
 from omni_platform.train.task import Rows, Task, begin_step, loss_weights
 
@@ -51,10 +52,12 @@ def work(job: Job, place: Place) -> dict[str, Any]:
     config, goodput = job.config, Goodput()
     check_schedule(config)
     seed_everything(config.seed)  # the same weights on every worker
-    task, rows = build_sharded(config, job.build_task, place.device), job.open_rows()
+    task = build_sharded(config, job.build_task, place.device)
+    rows = _measure(job, task)
     task.module.train()  # pretrained models come in evaluation mode
     engine = make_engine(config, task, place.device)
     plan = Plan.make(config, rows, world_size=dist.get_world_size())
+    divisors = StepDivisors(rows, plan)
     seed_everything(config.seed + 1 + dist.get_rank())  # but not the same dropout
     progress = resume(place, engine, config, plan, goodput)
     notes = Notes(job.run, config, plan, progress, loss_weights(task), on_terminal=job.on_terminal)
@@ -66,7 +69,16 @@ def work(job: Job, place: Place) -> dict[str, Any]:
             rate = learning_rate(config, progress.step, plan.total_steps)
             begin_step(task, progress.step, plan.total_steps)
             with goodput.step() as waits_s:
-                figures = train_step(engine, feed, config, rate, place, waits_s, uploaded=saver.own_share_done)
+                figures = train_step(
+                    engine,
+                    feed,
+                    config,
+                    rate,
+                    place,
+                    waits_s,
+                    divisors=divisors.of(progress.step),
+                    uploaded=saver.own_share_done,
+                )
             progress.step += 1
             if figures.bad_rows:
                 _note_skipped(job, progress, figures)
@@ -85,7 +97,18 @@ def work(job: Job, place: Place) -> dict[str, Any]:
     notes.close()
     summary = {"steps": progress.step} if stopped else finish(job.run, config, task, engine, progress)
     dist.barrier()  # a worker that leaves first would break the others' last exchange
-    return {"stopped": stopped, **summary, "skipped_steps": len(progress.skipped), "goodput": goodput.shares()}
+    skipped = {"skipped_steps": len(progress.skipped)}
+    return {"stopped": stopped, **summary, **rows.account, **skipped, "goodput": goodput.shares()}
+
+
+def _measure(job: Job, task: Task) -> SizedRows:
+    """The rows that the task takes with their sizes, each worker measuring its share; the others are reported."""
+    rows, rank, world_size = job.open_rows(), dist.get_rank(), dist.get_world_size()
+    sized = join_shares(rows, gather(measure_share(task, rows, rank=rank, world_size=world_size)))
+    if sized.refused and rank == 0:
+        print(f"{job.config.run_name}: {refusal_report(sized)}", flush=True)
+        job.run.client.set_tag(job.run.run_id, "rows_refused", refusal_report(sized)[:4000])
+    return sized
 
 
 def train_step(
@@ -96,19 +119,21 @@ def train_step(
     place: Place,
     waits_s: list[float],
     *,
+    divisors: Mapping[str, float],
     uploaded: bool,
 ) -> StepFigures:
     """One optimizer step: forward and backward for every micro-batch, then the weights change.
 
-    They do not change where the loss or the gradient is not finite; `bad_rows` then names the rows. `waits_s` is given
-    the time spent waiting for batches; `uploaded` is what this worker tells the others of a checkpoint on its way.
+    They do not change where the loss or the gradient is not finite; `bad_rows` then names the rows. `divisors` are
+    those of the step's loss terms in each micro-batch (see `Task.module`). `waits_s` is given the time spent waiting
+    for batches; `uploaded` is what this worker tells the others of a checkpoint on its way.
     """
     outputs: list[dict[str, torch.Tensor]] = []
     fed_ids: list[list[str]] = []
     for _ in range(config.accumulation(dist.get_world_size())):
         fed = next(feed)
         waits_s.append(fed.waited_s)
-        losses = engine.forward(fed.batch.to(engine.device))
+        losses = engine.forward(fed.batch.to(engine.device), divisors)
         engine.backward(poisoned_if_not_finite(losses["loss"]))
         engine.step(rate)
         outputs.append({name: value.detach() for name, value in losses.items()})
@@ -117,6 +142,7 @@ def train_step(
         data_wait_s=sum(waits_s), stop=place.stop_requested(), preempted=place.preempted(), uploaded=uploaded
     )
     figures = reduce_step(outputs, signals, device=engine.device)
+    check_counts(figures.counts, divisors, micro_batches=config.micro_batches_per_step)
     norm = engine.grad_norm()
     if math.isfinite(figures.terms["loss"]) and (norm is None or math.isfinite(norm)):
         return figures
