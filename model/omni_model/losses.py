@@ -9,7 +9,8 @@ means of unequal parts cannot. A micro-batch alone has the mean `Term.mean`.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,8 @@ Reduction = Literal["mean", "sum"]
 TextReduction = Literal["token_mean", "sample_mean"]
 
 
-class Term(NamedTuple):
+@dataclass(frozen=True)
+class Term:
     """One loss over a batch."""
 
     total: torch.Tensor

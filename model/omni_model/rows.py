@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
-from omni_platform.schema import Sample
+from omni_platform.schema import Sample, SegmentFeatures
 
 
 class RowOutline(Protocol):
@@ -58,11 +59,11 @@ class PreparedRow(Protocol):
         ...
 
     @property
-    def anchors(self) -> np.ndarray:
-        """float32 (S, K, D): one block per look"""
+    def anchors(self) -> Sequence[SegmentFeatures]:
+        """one a look, in order"""
         ...
 
     @property
-    def other_anchors(self) -> np.ndarray:
-        """float32 (M, K, D): other segments of the clip, M may be 0"""
+    def other_anchors(self) -> Sequence[SegmentFeatures]:
+        """other segments of the clip, perhaps none"""
         ...

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -26,11 +25,12 @@ from omni_model.lora import LoraOptions, add_adapters, merged_state, save_adapte
 from omni_model.losses import TextReduction
 from omni_model.methods import make_method
 from omni_model.options import read_options
+from omni_model.pooling import pool_segments
 from omni_model.processing import MERGE
 from omni_model.qwen_omni import QwenOmniBackbone
 from omni_model.rows import PreparedRow, RowOutline
 from omni_model.sequence import IGNORE, EncodedClip, Media, Plan, PlanBuilder, prepare_media
-from omni_platform.schema import RowSize, Sample
+from omni_platform.schema import RowSize, Sample, SegmentFeatures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +101,8 @@ class ReasoningTask:
         plans = [self.plan(row) for row in rows]
         anchors = others = None
         if self._method.needs_anchors:
-            anchors = [torch.from_numpy(np.asarray(row.anchors, np.float32)) for row in rows]
-            others = [torch.from_numpy(np.asarray(row.other_anchors, np.float32)) for row in rows]
+            anchors = [self._pooled(row.anchors) for row in rows]
+            others = [self._pooled(row.other_anchors) for row in rows]
         phases = getattr(self._method, "max_train_phases", 0) if self._lockstep else 0
         # At any stage of ZeRO workers exchange the gradients of the same weights, those of the audio tower among them.
         return collate(plans, anchors=anchors, others=others, min_phases=phases, always_sound=True)
@@ -134,6 +134,12 @@ class ReasoningTask:
         by_sample = self.config.text_loss_reduction == "sample_mean"
         text = min(learned, 1) if by_sample else learned
         return RowSize(length=length, counts={"text": text, **self._method.counts(plan.spans, media)})
+
+    def _pooled(self, segments: Sequence[SegmentFeatures]) -> torch.Tensor:
+        """Stored segments for the slots of the method: float32 (segments, K, D)."""
+        method = self._method
+        width = self._loaded.backbone.width
+        return pool_segments(segments, num_visual=method.num_visual, num_audio=method.num_audio, width=width)
 
     def _lay_out(self, sample: Sample, media: Media | EncodedClip) -> Plan:
         builder = PlanBuilder(self._loaded.tokenizer, self._loaded.vocabulary, media)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import ray
 
 from omni_platform.media.film_folder import FilmConfig, write_film
 from omni_platform.runtime import start_ray
-from omni_platform.schema import Sample
+from omni_platform.schema import FineFeatures, Sample, SegmentFeatures
 
 sys.path.insert(0, str(Path(__file__).parent))  # for what test files share, such as `film_cells`
 MEDIA = Path(__file__).parents[3] / "shared" / "media"
@@ -57,10 +57,25 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
-class StubEncoder:
-    """Stands for a model: every anchor holds the mean picture and the mean loudness of its span."""
+def segment_of(block_KD: np.ndarray, *, num_visual: int) -> SegmentFeatures:
+    """Rows of features as they are stored: the first ones visual, the others audio."""
+    parts = block_KD[:num_visual], block_KD[num_visual:]
+    visual, audio = (
+        FineFeatures(values=p, weights=np.ones(len(p), np.float32), num_features=len(p), num_bins=4) for p in parts
+    )
+    return SegmentFeatures(visual=visual, audio=audio)
 
-    num_visual, num_audio, dim = 2, 1, 3
+
+def features_of(segments: Sequence[SegmentFeatures], shape: tuple[int, int] = (3, 3)) -> np.ndarray:
+    """The inverse, for several: float32 (S, K, D)."""
+    blocks = [np.concatenate([s.visual.values, s.audio.values]) for s in segments]
+    return np.stack(blocks) if blocks else np.zeros((0, *shape), np.float32)
+
+
+class StubEncoder:
+    """Stands for a model: the two visual features of a span are its mean picture, the audio one its mean loudness."""
+
+    dim = 3
 
     def __init__(self, fingerprint: str = "stub", refuse: str = "", crash_at: int = -1, die: str = "") -> None:
         """`refuse` is a span such as "0-1"; `crash_at` a number of calls; `die` a file that says: not again."""
@@ -76,7 +91,18 @@ class StubEncoder:
     def length(self, sample: Sample, *, frames: np.ndarray, sample_fps: float, waveform: np.ndarray | None) -> int:
         return len(frames) + len(sample.question)
 
-    def anchors(
+    def segments(
+        self,
+        *,
+        frames: np.ndarray,
+        sample_fps: float,
+        waveform: np.ndarray | None,
+        spans: list[tuple[float, float]],
+    ) -> list[SegmentFeatures]:
+        blocks = self.features(frames=frames, sample_fps=sample_fps, waveform=waveform, spans=spans)
+        return [segment_of(block_KD, num_visual=2) for block_KD in blocks]
+
+    def features(
         self,
         *,
         frames: np.ndarray,
@@ -108,3 +134,15 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[StubEncoder.__module__])
 @pytest.fixture(scope="session")
 def stub_encoder() -> type[StubEncoder]:
     return StubEncoder
+
+
+@pytest.fixture(scope="session")
+def stacked() -> Callable[..., np.ndarray]:
+    """`stacked(segments)`: the features of segments as one array (S, K, D)."""
+    return features_of
+
+
+@pytest.fixture(scope="session")
+def stored() -> Callable[..., SegmentFeatures]:
+    """`stored(block_KD, num_visual=...)`: rows of features as a segment's."""
+    return segment_of

@@ -7,8 +7,6 @@ workers without exchanging anything, and rows that the task cannot take are repo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,54 +16,45 @@ from omni_platform.train.plan import Plan
 from omni_platform.train.task import Rows, Task
 
 
-@dataclass(frozen=True, kw_only=True)
 class SizedRows:
     """The rows that the task takes, each with its size; those it refuses are left out and named."""
 
-    rows: Rows
-    taken: tuple[int, ...]
-    """Numbers of the source's rows, in its order."""
-    sizes: tuple[RowSize, ...]
-    """Of every row taken."""
-    refused: Mapping[str, str]
-    """Row id -> why the task cannot take it."""
-
-    @cached_property
-    def ids(self) -> list[str]:
-        return [self.rows.ids[number] for number in self.taken]
-
-    @cached_property
-    def lengths(self) -> list[int]:
+    def __init__(self, rows: Rows, found: Sequence[RowSize | str]) -> None:
+        """`found` holds the size of every row, or why the task cannot take it. ValueError where no row is left."""
+        sizes = {number: size for number, size in enumerate(found) if isinstance(size, RowSize)}
+        self._rows, self._taken = rows, list(sizes)
+        self.refused = {rows.ids[number]: words for number, words in enumerate(found) if isinstance(words, str)}
+        """Row id -> why the task cannot take it."""
+        if not sizes:
+            first = next(iter(self.refused.values()), "there are none")
+            raise ValueError(f"none of the {len(rows)} rows can be trained on. The first: {first}")
+        self.ids: Sequence[str] = [rows.ids[number] for number in self._taken]
+        self.lengths: Sequence[int] = [size.length for size in sizes.values()]
         """Positions of every row's sequence."""
-        return [size.length for size in self.sizes]
+        names = next(iter(sizes.values())).counts
+        self._counts = {name: np.array([size.counts[name] for size in sizes.values()], np.int64) for name in names}
 
     def __len__(self) -> int:
-        return len(self.taken)
+        return len(self._taken)
 
     def row(self, index: int) -> Any:
-        return self.rows.row(self.taken[index])
+        return self._rows.row(self._taken[index])
 
     def outline(self, index: int) -> Any:
-        return self.rows.outline(self.taken[index])
+        return self._rows.outline(self._taken[index])
 
     @property
     def account(self) -> dict[str, int]:
         """Rows in are rows used and rows refused."""
-        return {"rows_in": len(self.rows), "rows_used": len(self), "rows_refused": len(self.refused)}
+        return {"rows_in": len(self._rows), "rows_used": len(self), "rows_refused": len(self.refused)}
 
     def divisors(self, numbers: Sequence[int] | np.ndarray, *, micro_batches: int) -> dict[str, float]:
         """By term, the count over the given rows, an optimizer step's, divided by the step's number of micro-batches.
 
         1 for a term that none of the rows has: its sum is 0.
         """
-        columns = self._counts
-        sums = {name: int(column[numbers].sum()) for name, column in columns.items()}
+        sums = {name: int(column[numbers].sum()) for name, column in self._counts.items()}
         return {name: total / micro_batches if total else 1.0 for name, total in sums.items()}
-
-    @cached_property
-    def _counts(self) -> dict[str, np.ndarray]:
-        """int64 (rows,) by term."""
-        return {name: np.array([size.counts[name] for size in self.sizes], np.int64) for name in self.sizes[0].counts}
 
 
 class StepDivisors:
@@ -114,16 +103,8 @@ def measure_share(task: Task, rows: Rows, *, rank: int, world_size: int) -> list
 
 
 def join_shares(rows: Rows, shares: Sequence[Sequence[RowSize | str]]) -> SizedRows:
-    """The shares of all workers, by rank, as one. ValueError where no row is left."""
-    found = [shares[number % len(shares)][number // len(shares)] for number in range(len(rows))]
-    refused = {rows.ids[i]: words for i, words in enumerate(found) if isinstance(words, str)}
-    taken = [(i, size) for i, size in enumerate(found) if isinstance(size, RowSize)]
-    if not taken:
-        first = next(iter(refused.values()), "there are none")
-        raise ValueError(f"none of the {len(rows)} rows can be trained on. The first: {first}")
-    return SizedRows(
-        rows=rows, taken=tuple(i for i, _ in taken), sizes=tuple(size for _, size in taken), refused=refused
-    )
+    """What all workers measured, by rank, as one."""
+    return SizedRows(rows, [shares[number % len(shares)][number // len(shares)] for number in range(len(rows))])
 
 
 def measure_rows(task: Task, rows: Rows) -> SizedRows:
