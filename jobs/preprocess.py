@@ -22,7 +22,7 @@ class EncoderConfig:
     model_name_or_path: str = "tiny"
     """A Hugging Face folder, a hub name, or `tiny` for the toy base."""
     visual_bins: int = AnchorEncoder.visual_bins
-    """How finely the visual features of a segment are pooled for storage: methods whose visual slots divide it can train
+    """How finely visual features of a segment are pooled for storage: methods whose visual slots divide it can train
     on the result. Segments of fewer features than twice this are stored as they are, for any number of slots."""
     audio_bins: int = AnchorEncoder.audio_bins
     """The same for audio features and slots."""

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from stored_segments import stored
 
 from omni_model.task import build_task
 from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import render_frames, render_waveform
-from omni_platform.schema import LookStep, Sample, TextStep
+from omni_platform.schema import LookStep, Sample, SegmentFeatures, TextStep
 from omni_platform.train.config import TrainConfig
 from omni_platform.train.engine import make_engine
 from omni_platform.train.feed import Feed
@@ -39,8 +40,8 @@ class Row:
     frames: np.ndarray
     sample_fps: float
     waveform: np.ndarray | None
-    anchors: np.ndarray
-    other_anchors: np.ndarray
+    anchors: tuple[SegmentFeatures, ...]
+    other_anchors: tuple[SegmentFeatures, ...]
 
     @property
     def num_frames(self) -> int:
@@ -81,7 +82,7 @@ class FourRows:
         frames = render_frames(scene, times_s=np.arange(4 + 2 * (index % 2)) / 2, side_px=56)
         anchors = np.random.default_rng(index).normal(size=(len(looks), 2, 64)).astype(np.float32)
         waveform = None if index == 2 else render_waveform(scene)
-        return Row(sample, frames, 2.0, waveform, anchors, anchors[:0])
+        return Row(sample, frames, 2.0, waveform, stored(anchors, 1), ())
 
     outline = row
 

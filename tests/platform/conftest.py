@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,11 @@ import ray
 
 from omni_platform.media.film_folder import FilmConfig, write_film
 from omni_platform.runtime import start_ray
-from omni_platform.schema import FineFeatures, Sample, SegmentFeatures
+from omni_platform.schema import Sample, SegmentFeatures
 
 sys.path.insert(0, str(Path(__file__).parent))  # for what test files share, such as `film_cells`
+import stored_features
+
 MEDIA = Path(__file__).parents[3] / "shared" / "media"
 
 
@@ -57,21 +59,6 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
-def segment_of(block_KD: np.ndarray, *, num_visual: int) -> SegmentFeatures:
-    """Rows of features as they are stored: the first ones visual, the others audio."""
-    parts = block_KD[:num_visual], block_KD[num_visual:]
-    visual, audio = (
-        FineFeatures(values=p, weights=np.ones(len(p), np.float32), num_features=len(p), num_bins=4) for p in parts
-    )
-    return SegmentFeatures(visual=visual, audio=audio)
-
-
-def features_of(segments: Sequence[SegmentFeatures], shape: tuple[int, int] = (3, 3)) -> np.ndarray:
-    """The inverse, for several: float32 (S, K, D)."""
-    blocks = [np.concatenate([s.visual.values, s.audio.values]) for s in segments]
-    return np.stack(blocks) if blocks else np.zeros((0, *shape), np.float32)
-
-
 class StubEncoder:
     """Stands for a model: the two visual features of a span are its mean picture, the audio one its mean loudness."""
 
@@ -100,7 +87,7 @@ class StubEncoder:
         spans: list[tuple[float, float]],
     ) -> list[SegmentFeatures]:
         blocks = self.features(frames=frames, sample_fps=sample_fps, waveform=waveform, spans=spans)
-        return [segment_of(block_KD, num_visual=2) for block_KD in blocks]
+        return [stored_features.segment_of(block_KD, num_visual=2) for block_KD in blocks]
 
     def features(
         self,
@@ -129,20 +116,9 @@ class StubEncoder:
 
 # Workers cannot import a test's conftest: they get its functions and classes by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[StubEncoder.__module__])
+ray.cloudpickle.register_pickle_by_value(stored_features)
 
 
 @pytest.fixture(scope="session")
 def stub_encoder() -> type[StubEncoder]:
     return StubEncoder
-
-
-@pytest.fixture(scope="session")
-def stacked() -> Callable[..., np.ndarray]:
-    """`stacked(segments)`: the features of segments as one array (S, K, D)."""
-    return features_of
-
-
-@pytest.fixture(scope="session")
-def stored() -> Callable[..., SegmentFeatures]:
-    """`stored(block_KD, num_visual=...)`: rows of features as a segment's."""
-    return segment_of
