@@ -52,7 +52,8 @@ def fine_pool(x_ND: torch.Tensor, num_bins: int, *, dtype: str = "float32") -> F
         of_row = torch.zeros(len(edges) - 1).index_add(0, row_N, weights)
         sums = torch.zeros(len(of_row), x.shape[1]).index_add(0, row_N, weights[:, None] * x)
         x, weights = sums / of_row[:, None], of_row
-    values = x.numpy().astype(dtype)
+    with np.errstate(over="ignore"):  # looked for below
+        values = x.numpy().astype(dtype)
     if not np.isfinite(values).all():
         raise ValueError(f"a feature of the towers is not finite as {dtype}")
     return FineFeatures(values=values, weights=weights.numpy(), num_features=count, num_bins=num_bins)
