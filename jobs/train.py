@@ -87,7 +87,7 @@ def dry_run(words: list[str]) -> None:
         if not lengths and row.length > limit:
             frames = config.task.get("fps_max_frames", TaskConfig.fps_max_frames)
             print(
-                f"\nnote: a clip of {frames} frames at full size has {row.length:,} positions; preprocessing refuses "
+                f"\nnote: a clip of {frames} frames at full size has {row.length:,} positions; training refuses "
                 f"samples above max_length={limit:,}",
                 flush=True,
             )
