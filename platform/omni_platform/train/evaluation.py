@@ -48,7 +48,7 @@ def evaluate_checkpoint(job: EvaluationJob, storage: Storage, step: int) -> dict
         _fill(task.module, read_weights(job.config, folder / "engine"))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    figures = _measure(task, job.open_rows(), job.config.per_device_eval_batch_size)
+    figures = mean_losses(task, job.open_rows(), job.config.per_device_eval_batch_size)
     for name, value in figures.items():
         job.run.client.log_metric(job.run.run_id, f"eval/{name}", value, step=step)
     storage.write(checkpoint_name(step), _FILE, json.dumps(figures).encode())
@@ -112,7 +112,7 @@ def _fill(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
 
 
 @torch.no_grad()
-def _measure(task: Task, rows: Rows, batch_size: int) -> dict[str, float]:
+def mean_losses(task: Task, rows: Rows, batch_size: int) -> dict[str, float]:
     """Every term as the task defines it over all rows at once, whatever the size of a batch."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module, sized = task.module.eval().to(device), measure_rows(task, rows)
