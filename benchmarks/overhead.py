@@ -31,6 +31,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from omni_platform.schema import RowSize
+
 TURN_S = 5.0
 ROUNDS = 6
 WARM_UP_STEPS = 4
@@ -195,6 +197,9 @@ class Numbers:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def outline(self, index: int) -> int:
+        return index
+
     def row(self, index: int) -> torch.Tensor:
         return torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(index))
 
@@ -219,10 +224,10 @@ class Net(torch.nn.Module):
         layers = [layer for ins, outs in widths for layer in (torch.nn.Linear(ins, outs), torch.nn.GELU())]
         self.layers = torch.nn.Sequential(*layers)
 
-    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def forward(self, batch: Batch, divisors: dict[str, float]) -> dict[str, torch.Tensor]:
         if self._steps is not None:
             self._steps.write(f"{time.monotonic()}\n")
-        loss = self.layers(batch.x).square().mean()
+        loss = self.layers(batch.x).square().mean() / divisors["loss"]
         return {"loss": loss, "tokens": torch.tensor(len(batch.x))}
 
 
@@ -235,6 +240,9 @@ class BenchTask:
 
     def collate(self, rows: list[torch.Tensor]) -> Batch:
         return Batch(torch.cat(rows))
+
+    def size(self, outline: int) -> RowSize:
+        return RowSize(length=1, counts={"loss": 1})
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         return [{"params": list(self.module.parameters()), "weight_decay": weight_decay}]

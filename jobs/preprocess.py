@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 
-from omni_model.anchors import build_clip_encoder
+from omni_model.anchors import AnchorEncoder, StoredDtype, build_clip_encoder
 from omni_model.folder import Preparation
 from omni_platform.config import parse_args
 from omni_platform.data.pipeline import PreprocessConfig, preprocess
@@ -18,19 +18,22 @@ from omni_platform.runtime import start_ray
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Which model's towers make the anchors, and how the method lays a sample out."""
+    """Which model's towers make the anchors, and how they are stored."""
 
     model_name_or_path: str = "tiny"
     """A Hugging Face folder, a hub name, or `tiny` for the toy base."""
-    num_visual: int = 4
-    """Visual anchors per segment."""
-    num_audio: int = 2
-    """Audio anchors per segment."""
+    visual_bins: int = AnchorEncoder.visual_bins
+    """How finely visual features of a segment are pooled for storage: methods whose visual slots divide it can train
+    on the result. Segments of fewer features than twice this are stored as they are, for any number of slots."""
+    audio_bins: int = AnchorEncoder.audio_bins
+    """The same for audio features and slots."""
+    stored_dtype: StoredDtype = AnchorEncoder.dtype
+    """Of stored features: float32, or float16 at half the size and three digits."""
     video_min_pixels: int = Preparation.video_min_pixels
     video_max_pixels: int = Preparation.video_max_pixels
     """Area of a frame as the model takes it."""
     system_prompt: str = Preparation.system_prompt
-    """That of training: it counts in the length of a sample."""
+    """That of training: it counts in the length that data.max_length is held against."""
     device: str = "cpu"
 
 
@@ -67,8 +70,9 @@ def _encoder_builder(job: PreprocessJob) -> partial:
     return partial(
         build_clip_encoder,
         model_name_or_path=job.encoder.model_name_or_path,
-        num_visual=job.encoder.num_visual,
-        num_audio=job.encoder.num_audio,
+        visual_bins=job.encoder.visual_bins,
+        audio_bins=job.encoder.audio_bins,
+        dtype=job.encoder.stored_dtype,
         preparation=preparation,
         device=job.encoder.device,
     )

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from omni_model.methods import make_method
 from omni_model.sizing import StepSize, longest_clip, size_step
 from omni_model.task import TaskConfig, build_task
 from omni_platform import storage
@@ -71,7 +72,7 @@ def dry_run(words: list[str]) -> None:
     rest = [word for word in words if word != "--dry-run" and word.removeprefix("--") not in about]
     config = parse_args(TrainConfig, rest)
     dry = parse_args(DryRunConfig, [word.removeprefix("dry_run.") for word in about])
-    lengths = _lengths(config.dataset_dir)
+    lengths = _lengths(config)
     try:
         row = longest_clip(config.task, text_tokens=dry.text_tokens, num_phases=dry.num_phases)
         limit = config.task.get("max_length", TaskConfig.max_length)
@@ -88,7 +89,7 @@ def dry_run(words: list[str]) -> None:
         if not lengths and row.length > limit:
             frames = config.task.get("fps_max_frames", TaskConfig.fps_max_frames)
             print(
-                f"\nnote: a clip of {frames} frames at full size has {row.length:,} positions; preprocessing refuses "
+                f"\nnote: a clip of {frames} frames at full size has {row.length:,} positions; training refuses "
                 f"samples above max_length={limit:,}",
                 flush=True,
             )
@@ -97,12 +98,21 @@ def dry_run(words: list[str]) -> None:
         raise SystemExit(f"dry run: {error}") from None
 
 
-def _lengths(dataset_dir: str) -> list[int]:
-    """Positions of the prepared samples; none where there is no data yet, or none that can be read from here."""
+def _lengths(config: TrainConfig) -> list[int]:
+    """Positions of the prepared samples; none where there is no data yet, or none that can be read from here.
+
+    What preprocessing tells is the length of clip and words; the method's markers and slots come on top at every look.
+    """
+    dataset_dir = config.dataset_dir
+    method = make_method(config.task.get("method", TaskConfig.method), config.task.get("options"))
+    of_look = method.num_visual + method.num_audio + 2 if method.has_phases else 0
     try:
         if find_card(dataset_dir) is None:
             return []
-        return [length for length in read_column(storage.absolute(dataset_dir), "samples", "length") if length]
+        folder = storage.absolute(dataset_dir)
+        lengths = read_column(folder, "samples", "length")
+        looks = [sum(step["text"] is None for step in steps) for steps in read_column(folder, "samples", "trajectory")]
+        return [length + of_look * n for length, n in zip(lengths, looks, strict=True) if length]
     except Exception as error:  # whatever a store answers: a laptop without its credentials can plan all the same
         print(f"note: {dataset_dir} cannot be read from here ({type(error).__name__}: {error}); assuming longest clips")
         return []

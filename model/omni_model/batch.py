@@ -231,8 +231,8 @@ def _pad_anchors(plans: Sequence[Plan], anchors: Sequence[torch.Tensor], phases:
             )
         if plan.spans and have.shape[1] != plan.spans[0].num_slots:
             raise ValueError(
-                f"anchors have {have.shape[1]} slots a phase but the method wants {plan.spans[0].num_slots}; "
-                "give preprocessing and training the same num_visual and num_audio"
+                f"anchors have {have.shape[1]} slots a phase but the method wants {plan.spans[0].num_slots}: "
+                "pool them to its num_visual and num_audio"
             )
         padded[row, : len(have)] = have
     return padded

@@ -15,14 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from omni_model.batch import Batch, Encoded, collate
 from omni_model.device import Precision, multiplying_in
 from omni_model.embedding import embed_batch
-from omni_model.losses import learned_positions
+from omni_model.losses import learned_positions, text_loss
 from omni_model.masks import allowed, look_at, with_self
 from omni_model.perception import Perception, Shown, Words
 from omni_model.qwen_omni import QwenOmniBackbone
@@ -238,7 +237,7 @@ def packed_loss(backbone: QwenOmniBackbone, batch: Batch) -> tuple[torch.Tensor,
     logits = backbone.logits(hidden_BLD[:, :-1][learned])
     right = torch.zeros_like(batch.labels_BL, dtype=torch.bool)
     right[:, 1:][learned] = logits.argmax(-1) == wanted
-    return F.cross_entropy(logits, wanted), right, encoded
+    return text_loss(logits, wanted).mean, right, encoded
 
 
 def run_packed(backbone: QwenOmniBackbone, batch: Batch) -> tuple[torch.Tensor, Encoded]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -9,23 +10,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from omni_model.anchors import AnchorEncoder
+from omni_model.anchors import encode_anchors
 from omni_model.device import pick_device, weights_dtype
 from omni_model.folder import load_folder
 from omni_model.generate import Rollout
 from omni_model.measures import measure, summarise_measures
 from omni_model.moments import Moments, Span, moments_of
+from omni_model.pooling import pool_segments
 from omni_model.probes import (
     BLIND,
     INTERVENTIONS,
     blind,
     paired_difference,
 )
+from omni_model.processing import resize_frames
 from omni_model.reason import Ask, Reasoner, Reply
 from omni_model.rows import PreparedRow
 from omni_model.scoring import accuracy, accuracy_by_type, chance
 from omni_model.sequence import Plan
 from omni_model.sitting import OWN, Sitting
+
+logger = logging.getLogger(__name__)
 
 CONDITIONS: tuple[str, ...] = (OWN, *BLIND, "latents_zero", "latents_noise", "latents_other", "latents_gold")
 """What every evaluation runs."""
@@ -58,6 +63,7 @@ class Examiner:
         self._reasoner = Reasoner(self._model, device)
         self._conditions, self._measured, self._device = tuple(conditions), measured, device
         self._max_new_tokens, self._max_phases = max_new_tokens, max_phases
+        self._told_no_gold = False
 
     def __call__(self, rows: Sequence[PreparedRow]) -> list[dict[str, Any]]:
         """One record per row and condition: what was answered and whether it is right."""
@@ -68,7 +74,7 @@ class Examiner:
             samples=[row.sample for row in rows],
             clip_ids=[row.clip_id for row in rows],
             plans=plans,
-            anchors=[torch.from_numpy(np.asarray(row.anchors, np.float32)) for row in rows],
+            anchors=[self._gold(row) for row in rows],
             max_new_tokens=self._max_new_tokens,
             max_phases=self._max_phases,
             device=self._device,
@@ -83,6 +89,20 @@ class Examiner:
         # Own records come first.
         self._add_own(records[: len(rows)], rows, asks, plans, own)
         return records
+
+    def _gold(self, row: PreparedRow) -> torch.Tensor:
+        """Anchors of a row's looks for the model's slots, float32 (S, K, D); without a slot where there are none.
+
+        Folders prepared with other towers, or in bins that do not give these slots, have none for this model.
+        """
+        method, width = self._model.method, self._model.loaded.backbone.width
+        try:
+            return pool_segments(row.anchors, num_visual=method.num_visual, num_audio=method.num_audio, width=width)
+        except ValueError as error:
+            if not self._told_no_gold:
+                logger.warning("latents_gold is left out: %s", error)
+            self._told_no_gold = True
+            return torch.zeros(len(row.anchors), 0, width)
 
     def _plans(self, rows: Sequence[PreparedRow], asks: Sequence[Ask]) -> list[Plan]:
         """Prompts; those about one clip share its media, which is then encoded and run once."""
@@ -116,23 +136,19 @@ class Examiner:
     def _moments(self, rows: Sequence[PreparedRow]) -> Moments:
         """The looks of a batch and their rivals, encoded by the model's own towers as anchors are."""
         model, method = self._model, self._model.method
-        encoder = AnchorEncoder(
-            backbone=model.loaded.backbone,
-            preparation=model.preparation,
-            num_visual=method.num_visual,
-            num_audio=method.num_audio,
-            tokenizer=model.loaded.tokenizer,
-            vocabulary=model.loaded.vocabulary,
-            fingerprint="",
-            device=self._device,
-        )
+        prepare = self._model.preparation
 
         def encode(row: PreparedRow, spans: list[Span]) -> np.ndarray:
-            return encoder.anchors(
-                frames=encoder.prepare_frames(row.frames),
+            frames = resize_frames(row.frames, min_pixels=prepare.video_min_pixels, max_pixels=prepare.video_max_pixels)
+            return encode_anchors(
+                model.loaded.backbone,
+                frames=frames,
                 sample_fps=row.sample_fps,
-                waveform=row.waveform if model.preparation.use_audio_in_video else None,
+                waveform=row.waveform if prepare.use_audio_in_video else None,
                 spans=spans,
+                num_visual=method.num_visual,
+                num_audio=method.num_audio,
+                device=self._device,
             )
 
         return moments_of(rows, encode)

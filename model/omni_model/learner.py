@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
 from omni_model.backbone import Backbone
 from omni_model.batch import Batch
 from omni_model.heads import Heads
-from omni_model.losses import learned_positions, text_loss
+from omni_model.losses import Term, TextReduction, learned_positions, text_loss
 from omni_model.methods.base import Method
 from omni_model.sequence import Kind
 from omni_model.unroll import unroll
@@ -17,8 +19,11 @@ from omni_model.unroll import unroll
 class Learner(nn.Module):
     """Backbone, the method's heads, and the weighted sum of its losses (LatentOmni Eq. 7)."""
 
-    def __init__(self, backbone: nn.Module, method: Method) -> None:
+    def __init__(
+        self, backbone: nn.Module, method: Method, *, text_loss_reduction: TextReduction = "token_mean"
+    ) -> None:
         super().__init__()
+        self._by_sample = text_loss_reduction == "sample_mean"
         self.backbone: Backbone = backbone  # type: ignore[assignment]
         self.method = method
         self.heads: Heads = method.build_heads(self.backbone.width)
@@ -31,9 +36,14 @@ class Learner(nn.Module):
         """
         self._progress = min(1.0, step / max(1, total_steps - 1))
 
-    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Named scalars: `loss` with gradient, the raw terms without, and two counts: `tokens`, the positions that are
-        somebody's, and `positions`, with the padding."""
+    def forward(self, batch: Batch, divisors: Mapping[str, float] | None = None) -> dict[str, torch.Tensor]:
+        """Named scalars: `loss` with gradient, the raw terms without, and counts.
+
+        Every term is its sum over the batch, divided by its divisor: the count of the whole optimizer step divided by
+        its number of micro-batches, so that the mean over micro-batches is sum by count. None stands for the batch's
+        own counts, which makes every term the mean over the batch. Counts are `tokens`, the positions that are
+        somebody's, `positions`, with the padding, and `count/<term>`.
+        """
         outcome = unroll(
             self.backbone,
             self.heads.feedback,
@@ -44,12 +54,15 @@ class Learner(nn.Module):
         )
         learned, wanted = learned_positions(batch.labels_BL)
         logits = self.backbone.logits(outcome.hidden_BLD[:, :-1][learned])
-        terms = {"text": text_loss(logits, wanted), **self.method.losses(self.heads, outcome, batch)}
-        weights = {"text": 1.0, **self.method.weights}
-        loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+        text = text_loss(logits, wanted, learned if self._by_sample else None)
+        terms: dict[str, Term] = {"text": text, **self.method.losses(self.heads, outcome, batch)}
+        weights, device = {"text": 1.0, **self.method.weights}, batch.kinds_BL.device
+        means = {name: t.mean if divisors is None else t.total / divisors[name] for name, t in terms.items()}
+        loss = torch.stack([weights[name] * mean for name, mean in means.items()]).sum()
         return {
             "loss": loss,
-            **{name: term.detach() for name, term in terms.items()},
+            **{name: mean.detach() for name, mean in means.items()},
             "tokens": (batch.kinds_BL != Kind.PAD).sum(),
-            "positions": torch.tensor(batch.kinds_BL.numel(), device=batch.kinds_BL.device),
+            "positions": torch.tensor(batch.kinds_BL.numel(), device=device),
+            **{f"count/{name}": torch.tensor(term.count, device=device) for name, term in terms.items()},
         }

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import cast
-
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from omni_model.methods import make_method
-from omni_model.methods.base import Method
-from omni_model.methods.latent_omni import LatentOmni
 from omni_model.processing import MEL_BINS, MEL_HOP, PATCH_PX, TEMPORAL_PATCH
 from omni_model.sequence import Media, PlanBuilder
 from omni_model.vocabulary import Vocabulary
-from omni_platform.schema import Sample
+from omni_platform.schema import Sample, TextStep
 
 
 def media_of_shape(frames: tuple[int, int, int], *, sample_fps: float, num_samples: int | None) -> Media:
@@ -38,20 +33,13 @@ def sequence_length(
     *,
     tokenizer: PreTrainedTokenizerBase,
     vocabulary: Vocabulary,
-    method: LatentOmni,
     system_prompt: str,
 ) -> int:
-    """Positions of the whole sequence: prompt, clip, trajectory and, at every look, the method's slots.
+    """Positions of prompt, clip and words: the trajectory's, or the bare answer where it has none.
 
-    A sample without looks is laid out as the methods without latents would have it.
+    What a method puts at a look, its markers and slots, comes on top.
     """
     builder = PlanBuilder(tokenizer, vocabulary, media).chat_prompt(sample.question, system_prompt=system_prompt)
-    _writer(sample, method).write(builder, sample)
+    words = any(isinstance(step, TextStep) for step in sample.trajectory)
+    make_method("text_cot" if words else "sft").write(builder, sample)
     return len(builder.build())
-
-
-def _writer(sample: Sample, method: LatentOmni) -> Method:
-    if sample.looks:
-        # Too many looks are for training to judge: here they are counted.
-        return cast(Method, replace(method, max_train_phases=max(method.max_train_phases, len(sample.looks))))
-    return make_method("text_cot" if sample.trajectory else "sft")

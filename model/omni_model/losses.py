@@ -1,10 +1,15 @@
-"""The losses as pure functions, each with its reduction in its docstring and no weight of its own."""
+"""The losses as pure functions: each a sum and the number of what it was summed over, with no weight of its own.
+
+A mean is taken only once, over the whole optimizer step: sums and counts of micro-batches and workers can be added,
+means of unequal parts cannot. A micro-batch alone has the mean `Term.mean`.
+"""
 
 # B = rows, L = positions, P = phases, K = slots, D = width, V = vocabulary, N = latents' phases, M = other segments,
 # C = candidates, S = segments, T = moments of a segment.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,13 +18,37 @@ import torch.nn.functional as F
 from omni_model.sequence import IGNORE
 
 Reduction = Literal["mean", "sum"]
+TextReduction = Literal["token_mean", "sample_mean"]
 
 
-def text_loss(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy, mean over the learned tokens of the batch (LatentOmni Eq. 6). Zero where there are none."""
+@dataclass(frozen=True)
+class Term:
+    """One loss over a batch."""
+
+    total: torch.Tensor
+    """Scalar with gradient: the sum over everything that counts; zero, with gradient, where nothing does."""
+    count: int
+    """How many there are: learned tokens, slots, segments, ..."""
+
+    @property
+    def mean(self) -> torch.Tensor:
+        return self.total / max(1, self.count)
+
+
+def text_loss(logits_NV: torch.Tensor, labels_N: torch.Tensor, learned_BL: torch.Tensor | None = None) -> Term:
+    """Cross-entropy over learned tokens (LatentOmni Eq. 6): counted by token, every token alike.
+
+    With `learned_BL` (bool, where the N tokens stand in their rows) it is counted by sample instead: every row brings
+    the mean over its own tokens, so that a long answer weighs no more than a short one.
+    """
     if len(labels_N) == 0:
-        return logits_NV.sum() * 0.0
-    return F.cross_entropy(logits_NV.float(), labels_N)
+        return Term(logits_NV.sum() * 0.0, 0)
+    if learned_BL is None:
+        return Term(F.cross_entropy(logits_NV.float(), labels_N, reduction="sum"), len(labels_N))
+    of_token_N = F.cross_entropy(logits_NV.float(), labels_N, reduction="none")
+    tokens_B = learned_BL.sum(1)
+    weight_N = (1.0 / tokens_B.clamp(min=1))[learned_BL.nonzero(as_tuple=True)[0]]
+    return Term((weight_N * of_token_N).sum(), int((tokens_B > 0).sum()))
 
 
 def learned_positions(labels_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,20 +65,20 @@ def regression_loss(
     *,
     reduction: Reduction,
     slots: slice = slice(None),
-) -> torch.Tensor:
-    """Squared distance of latents to anchors (LatentOmni Eq. 5), mean over present phases and their slots.
+) -> Term:
+    """Squared distance of latents to anchors (LatentOmni Eq. 5), counted by slot of the present phases.
 
     Over the width it is a `sum`, as the paper writes, or a `mean`, as its code computes: they differ by a factor D.
     """
     distance = (latents_BPKD.float() - anchors_BPKD.detach().float()).square()[:, :, slots]
     over_width = distance.sum(-1) if reduction == "sum" else distance.mean(-1)
-    return _mean_over_phases(over_width, present_BP)
+    return _sum_over_phases(over_width, present_BP)
 
 
-def cosine_loss(latents_BPKD: torch.Tensor, anchors_BPKD: torch.Tensor, present_BP: torch.Tensor) -> torch.Tensor:
-    """One minus cosine similarity of latents and anchors, mean over present phases and their slots."""
+def cosine_loss(latents_BPKD: torch.Tensor, anchors_BPKD: torch.Tensor, present_BP: torch.Tensor) -> Term:
+    """One minus cosine similarity of latents and anchors, counted by slot of the present phases."""
     similarity = F.cosine_similarity(latents_BPKD.float(), anchors_BPKD.detach().float(), dim=-1)
-    return _mean_over_phases(1.0 - similarity, present_BP)
+    return _sum_over_phases(1.0 - similarity, present_BP)
 
 
 def contrastive_loss(
@@ -59,17 +88,20 @@ def contrastive_loss(
     *,
     temperature: float,
     others_MKD: torch.Tensor | None = None,
-) -> torch.Tensor:
+) -> Term:
     """InfoNCE: each latent must be nearer to its own segment's anchor than to the other segments of the batch.
 
     `others_MKD` are anchors of further segments to tell the right one from, such as the rest of each clip. Slot by
     slot, on cosines of anchors with the mean of all candidates removed; segments that are the same moment of the same
-    clip do not count as negatives. Mean over present phases and slots. An average of all anchors, which squared error
-    is content with, scores chance here.
+    clip do not count as negatives. Counted by slot of the present phases. An average of all anchors, which squared
+    error is content with, scores chance here.
+
+    It couples the rows of a batch: what a segment is told from is what stands in the same micro-batch, so the terms
+    that are summed up, unlike those of the other losses, depend on how a step is cut into micro-batches.
     """
     latents, own_NKD = latents_BPKD[present_BP].float(), anchors_BPKD[present_BP].detach().float()
     if len(latents) == 0:
-        return latents_BPKD.sum() * 0.0
+        return Term(latents_BPKD.sum() * 0.0, 0)
     candidates = own_NKD if others_MKD is None else torch.cat([own_NKD, others_MKD.detach().float()])
     centred = candidates - candidates.mean(0, keepdim=True)
     scores_KNC = torch.einsum("nkd,ckd->knc", F.normalize(latents, dim=-1), F.normalize(centred, dim=-1))
@@ -80,7 +112,7 @@ def contrastive_loss(
     same_NC.fill_diagonal_(False)
     scores_KNC = (scores_KNC / temperature).masked_fill(same_NC, float("-inf"))
     own = torch.arange(len(latents), device=latents.device).expand(len(scores_KNC), -1)
-    return F.cross_entropy(scores_KNC.flatten(0, 1), own.flatten())
+    return Term(F.cross_entropy(scores_KNC.flatten(0, 1), own.flatten(), reduction="sum"), own.numel())
 
 
 def sync_loss(visual_STD: torch.Tensor, audio_STD: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -95,7 +127,7 @@ def sync_loss(visual_STD: torch.Tensor, audio_STD: torch.Tensor, scale: torch.Te
     return (F.cross_entropy(scores_STT.flatten(0, 1), own) + F.cross_entropy(scores_STT.mT.flatten(0, 1), own)) / 2
 
 
-def _mean_over_phases(per_slot_BPK: torch.Tensor, present_BP: torch.Tensor) -> torch.Tensor:
-    """Mean over the slots of the phases that exist; zero, with gradient, where none does."""
+def _sum_over_phases(per_slot_BPK: torch.Tensor, present_BP: torch.Tensor) -> Term:
+    """Over the slots of the phases that exist; zero, with gradient, where none does."""
     kept = per_slot_BPK[present_BP]
-    return kept.mean() if kept.numel() else per_slot_BPK.sum() * 0.0
+    return Term(kept.sum() if kept.numel() else per_slot_BPK.sum() * 0.0, kept.numel())

@@ -60,6 +60,9 @@ def layout_clip(*, grid_thw: tuple[int, int, int], merge: int, seconds_per_grid:
         pieces += [(False, *c) for c in visual_chunks[j : j + 1]]
         pieces += [(True, *c) for c in audio_chunks[j : j + 1]]
     offsets = torch.cat([(audio if a else visual)[:, i:k] for a, i, k in pieces], dim=1)
+    visual_times_s, audio_times_s = clip_times(
+        grid_thw=grid_thw, merge=merge, seconds_per_grid=seconds_per_grid, num_audio=num_audio
+    )
     _, last_start, last_stop = pieces[-1]
     last = (audio if pieces[-1][0] else visual)[:, last_start:last_stop]
     return ClipLayout(
@@ -68,9 +71,18 @@ def layout_clip(*, grid_thw: tuple[int, int, int], merge: int, seconds_per_grid:
         offsets=offsets,
         # The stock model counts on from the last piece, not from the largest id of the block.
         end_offset=int(last.max()) + 1,
-        visual_times_s=(torch.arange(t) * seconds_per_grid).repeat_interleave(h * w).float(),
-        audio_times_s=torch.arange(num_audio).float() / IDS_PER_SECOND,
+        visual_times_s=visual_times_s,
+        audio_times_s=audio_times_s,
     )
+
+
+def clip_times(
+    *, grid_thw: tuple[int, int, int], merge: int, seconds_per_grid: float, num_audio: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """When each visual token's frames and each audio token begin: float32 (visual tokens,) and (num_audio,)."""
+    t, h, w = grid_thw[0], grid_thw[1] // merge, grid_thw[2] // merge
+    visual_s = (torch.arange(t) * seconds_per_grid).repeat_interleave(h * w).float()
+    return visual_s, torch.arange(num_audio).float() / IDS_PER_SECOND
 
 
 def _chunks(ids: list[int]) -> list[tuple[int, int]]:

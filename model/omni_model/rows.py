@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
-from omni_platform.schema import Sample
+from omni_platform.schema import Sample, SegmentFeatures
+
+
+class RowOutline(Protocol):
+    """A sample and the shape of its clip: all that the length of its sequence depends on."""
+
+    @property
+    def sample(self) -> Sample: ...
+
+    @property
+    def num_frames(self) -> int: ...
+
+    @property
+    def height_px(self) -> int: ...
+
+    @property
+    def width_px(self) -> int: ...
+
+    @property
+    def sample_fps(self) -> float: ...
+
+    @property
+    def num_samples(self) -> int | None:
+        """Of 16 kHz sound; None for a clip without any"""
+        ...
 
 
 class PreparedRow(Protocol):
@@ -34,11 +59,11 @@ class PreparedRow(Protocol):
         ...
 
     @property
-    def anchors(self) -> np.ndarray:
-        """float32 (S, K, D): one block per look"""
+    def anchors(self) -> Sequence[SegmentFeatures]:
+        """one a look, in order"""
         ...
 
     @property
-    def other_anchors(self) -> np.ndarray:
-        """float32 (M, K, D): other segments of the clip, M may be 0"""
+    def other_anchors(self) -> Sequence[SegmentFeatures]:
+        """other segments of the clip, perhaps none"""
         ...

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -23,12 +22,17 @@ from omni_model.folder import (
     start_markers_like,
 )
 from omni_model.learner import Learner
+from omni_model.lengths import media_of_shape
 from omni_model.lora import LoraOptions, add_adapters, merged_state, save_adapter
+from omni_model.losses import TextReduction
 from omni_model.methods import make_method
 from omni_model.options import read_options
+from omni_model.pooling import pool_segments
+from omni_model.processing import MERGE
 from omni_model.qwen_omni import QwenOmniBackbone
-from omni_model.rows import PreparedRow
-from omni_model.sequence import Plan, PlanBuilder, prepare_media
+from omni_model.rows import PreparedRow, RowOutline
+from omni_model.sequence import IGNORE, EncodedClip, Media, Plan, PlanBuilder, prepare_media
+from omni_platform.schema import RowSize, Sample, SegmentFeatures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,9 @@ class TaskConfig:
     """latent_omni, pause, markers, text_cot or sft."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the method."""
+    text_loss_reduction: TextReduction = "token_mean"
+    """Of the text loss over an optimizer step: `token_mean`, every learned token weighs the same; `sample_mean`, every
+    sample does, whatever the length of its answer."""
     markers_like: str | None = None
     """Text of the token that lends its row to trigger and stop before training, such as ":" (`start_markers_like`)."""
     freeze: tuple[str, ...] = ("vision",)
@@ -79,7 +86,7 @@ class ReasoningTask:
         if config.markers_like is not None:
             start_markers_like(self._loaded, config.markers_like, whole=whole)
         self._preparation = Preparation(**{f.name: getattr(config, f.name) for f in fields(Preparation)})
-        self._learner = Learner(self._loaded.backbone, self._method)
+        self._learner = Learner(self._loaded.backbone, self._method, text_loss_reduction=config.text_loss_reduction)
         self.module: nn.Module = self._learner
         vocabulary = self._loaded.vocabulary
         choose_weights(self._learner, config, (vocabulary.latent, vocabulary.trigger, vocabulary.stop), whole=whole)
@@ -95,9 +102,9 @@ class ReasoningTask:
         """Lay rows out and pad them to one batch. Raises `ValueError` naming a sample that is too long."""
         plans = [self.plan(row) for row in rows]
         anchors = others = None
-        if self._method.num_visual + self._method.num_audio > 0:
-            anchors = [torch.from_numpy(np.asarray(row.anchors, np.float32)) for row in rows]
-            others = [torch.from_numpy(np.asarray(row.other_anchors, np.float32)) for row in rows]
+        if self._method.needs_anchors:
+            anchors = [self._pooled(row.anchors) for row in rows]
+            others = [self._pooled(row.other_anchors) for row in rows]
         phases = getattr(self._method, "max_train_phases", 0) if self._lockstep else 0
         # At any stage of ZeRO workers exchange the gradients of the same weights, those of the audio tower among them.
         return collate(plans, anchors=anchors, others=others, min_phases=phases, always_sound=True)
@@ -106,17 +113,48 @@ class ReasoningTask:
         """One sample as a sequence."""
         waveform = row.waveform if self.config.use_audio_in_video else None
         media = prepare_media(row.frames, sample_fps=row.sample_fps, waveform=waveform)
+        plan = self._lay_out(row.sample, media)
+        self._refuse_long(row.sample, len(plan))
+        return plan
+
+    def size(self, outline: RowOutline) -> RowSize:
+        """The length of a row and what it adds to every loss term, without its clip: `len(plan(row))` in a millisecond.
+
+        Raises `ValueError` for a row that this method cannot take, or that is too long.
+        """
+        media = media_of_shape(
+            (outline.num_frames, outline.height_px, outline.width_px),
+            sample_fps=outline.sample_fps,
+            num_samples=outline.num_samples if self.config.use_audio_in_video else None,
+        )
+        stub = _stub_of(media)
+        plan = self._lay_out(outline.sample, stub)
+        length = len(plan) + media.num_visual_tokens + media.num_audio_tokens
+        length -= stub.num_visual_tokens + stub.num_audio_tokens
+        self._refuse_long(outline.sample, length)
+        learned = int((plan.labels[1:] != IGNORE).sum())
+        by_sample = self.config.text_loss_reduction == "sample_mean"
+        text = min(learned, 1) if by_sample else learned
+        return RowSize(length=length, counts={"text": text, **self._method.counts(plan.spans, media)})
+
+    def _pooled(self, segments: Sequence[SegmentFeatures]) -> torch.Tensor:
+        """Stored segments for the slots of the method: float32 (segments, K, D)."""
+        method = self._method
+        width = self._loaded.backbone.width
+        return pool_segments(segments, num_visual=method.num_visual, num_audio=method.num_audio, width=width)
+
+    def _lay_out(self, sample: Sample, media: Media | EncodedClip) -> Plan:
         builder = PlanBuilder(self._loaded.tokenizer, self._loaded.vocabulary, media)
-        builder.chat_prompt(row.sample.question, system_prompt=self.config.system_prompt)
-        self._method.write(builder, row.sample)
-        plan = builder.build()
-        if len(plan) > self.config.max_length:
+        builder.chat_prompt(sample.question, system_prompt=self.config.system_prompt)
+        self._method.write(builder, sample)
+        return builder.build()
+
+    def _refuse_long(self, sample: Sample, length: int) -> None:
+        if length > self.config.max_length:
             raise ValueError(
-                f"sample {row.sample.sample_id} has {len(plan)} positions, more than "
-                f"max_length={self.config.max_length}; "
+                f"sample {sample.sample_id} has {length} positions, more than max_length={self.config.max_length}; "
                 "shorten the clip, lower video_max_pixels or raise max_length"
             )
-        return plan
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Learning weights by part of the model: matrices with decay, vectors and embeddings without."""
@@ -218,6 +256,16 @@ def choose_weights(
         raise ValueError(
             f"everything is frozen by freeze={list(config.freeze)}, and nothing is left to learn: take a part out of it"
         )
+
+
+def _stub_of(media: Media) -> EncodedClip:
+    """A clip of one token of each sense that the other one has: laid out with the same markers, and at once."""
+    return EncodedClip(
+        visual_ND=torch.empty(1, 0),
+        audio_ND=torch.empty(min(1, media.num_audio_tokens), 0),
+        grid_thw=(1, MERGE, MERGE),
+        seconds_per_grid=media.seconds_per_grid,
+    )
 
 
 def _num_axes(parameter: nn.Parameter) -> int:

@@ -98,7 +98,8 @@ def train(
         nn.utils.clip_grad_norm_(learner.parameters(), config.max_grad_norm)
         optimizer.step()
         # Added up where they are: a figure that is fetched makes a GPU wait in every step.
-        sums = {name: sums.get(name, 0.0) + value.detach().double() for name, value in terms.items()}
+        told = {name: value for name, value in terms.items() if not name.startswith("count/")}
+        sums = {name: sums.get(name, 0.0) + value.detach().double() for name, value in told.items()}
         if (step + 1) % every == 0 or step + 1 == config.steps:
             since = (step % every) + 1
             report(step + 1, learner, {name: float(value) / since for name, value in sums.items()})
@@ -134,7 +135,6 @@ class Lessons:
     ) -> None:
         self._method, self._clips, self._questions_per_clip = method, clips, questions_per_clip
         self._layouts = Layouts(loaded, method)
-        self._num_slots = method.num_visual + method.num_audio
 
     def __len__(self) -> int:
         return len(self._clips)
@@ -150,12 +150,12 @@ class Lessons:
             count = min(self._questions_per_clip or len(clip.samples), len(clip.samples))
             asked = sorted(rng.permutation(len(clip.samples))[:count].tolist())
             plans += [self._layouts.lesson(clip, clip.samples[i]) for i in asked]
-            if self._num_slots:
+            if self._method.needs_anchors:
                 by_span = segment_anchors(clip, self._method)
                 anchors += [anchors_of(clip.samples[i], by_span) for i in asked]
                 # Those looked at are among them once more; the loss tells the same segment by its anchors.
                 others.append(torch.stack(list(by_span.values())))
-        if not self._num_slots:
+        if not self._method.needs_anchors:
             return collate(plans, share_clips=True)
         return collate(plans, anchors=anchors, others=others, share_clips=True)
 

@@ -5,10 +5,16 @@ A leaf: it imports nothing of ours and nothing that needs installing, and every 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-SCHEMA_VERSION = 2
-"""2: samples have a `length`. Folders of version 1 can still be read."""
+if TYPE_CHECKING:  # for a name in annotations alone
+    import numpy as np
+
+SCHEMA_VERSION = 3
+"""Of preprocessed folders. 3: segments are stored for any number of slots, and clips with the length of their sound.
+Folders of other versions are refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +75,43 @@ class Segment:
     """0-based order of the look within its trajectory, or of the other moment within its clip."""
     start_s: float
     end_s: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FineFeatures:
+    """What a tower made of one sense of a segment, as it is or pooled so finely that it can be pooled again exactly.
+
+    The N features are divided into `num_bins` F bins; where a bin ends within a feature, this one stands alone between
+    its neighbours. So every bin of a pooling to a divisor of F, overlapping its neighbour or not, is a run of whole
+    rows. Up to 2 F - 1 features are kept as they are.
+    """
+
+    values: np.ndarray
+    """float32 or float16 (A, D): features, or means of adjoining ones weighted by their squared norms."""
+    weights: np.ndarray
+    """float32 (A,): the weights summed up in each row."""
+    num_features: int
+    """N; as many as rows where they are kept as they are."""
+    num_bins: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SegmentFeatures:
+    """A segment after the towers, for any number of slots."""
+
+    visual: FineFeatures
+    audio: FineFeatures
+    """Without a row where the clip has no sound."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSize:
+    """How much of everything a training row is, told before anything of it is decoded or run."""
+
+    length: int
+    """Positions of its whole sequence."""
+    counts: Mapping[str, int]
+    """By loss term, what the row adds to the number that the term's sum is divided by: learned tokens, slots, ..."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from omni_platform.artifacts import Card, write_card
+from omni_platform.data.parts import Part, write_part
+from omni_platform.media.decode import DecodedClip
+from omni_platform.schema import LookStep, Sample, TextStep
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,11 +60,27 @@ def test_what_cannot_fit_ends_with_1_and_says_what_would_help():
     assert done.returncode == 1
     assert "DOES NOT FIT" in done.stdout
     assert (
-        "256 frames at full size has 37,072 positions; preprocessing refuses samples above max_length=32,768"
-        in done.stdout
+        "256 frames at full size has 37,072 positions; training refuses samples above max_length=32,768" in done.stdout
     )
     assert "What would make it fit: task.gradient_checkpointing=true (" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_prepared_rows_are_as_long_as_the_method_makes_them(tmp_path):
+    """Clip and words, and at every look markers and slots: none, one and two looks of two slots or of none."""
+    part, frames = Part(), np.zeros((2, 28, 28, 3), np.uint8)
+    part.add_clip("c", "c.mp4", DecodedClip(frames=frames, sample_fps=2.0, waveform=None, duration_s=1.0))
+    for looks in range(3):
+        steps = (TextStep(text="x"), *[LookStep(start_s=0.0, end_s=1.0)] * looks)
+        sample = Sample(sample_id=f"s{looks}", clip_uri="c.mp4", question="q", answer="a", trajectory=steps)
+        part.add_sample(sample, "c", length=100 + looks)
+    write_part(str(tmp_path), part)
+    write_card(tmp_path, Card(name="anchors"))
+    for method, mean in (("latent_omni", 101 + 4), ("markers", 101 + 2), ("sft", 101)):
+        options = ["task.options={num_visual: 1, num_audio: 1}"] if method == "latent_omni" else ["task.options={}"]
+        done = dry_run(f"dataset_dir={tmp_path}", f"task.method={method}", *options, preset="tiny_cpu")
+        assert done.returncode == 0, done.stderr
+        assert f"{mean} a row" in done.stdout
 
 
 @pytest.mark.parametrize(

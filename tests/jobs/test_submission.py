@@ -18,10 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from omni_model.folder import Preparation, save_folder
 from omni_model.methods import make_method
+from omni_model.pooling import fine_pool
 from omni_model.qwen_omni import QwenOmniBackbone
 from omni_model.tiny import TinyConfig, build_tiny, train_tokenizer
 from omni_model.vocabulary import read_vocabulary
@@ -31,7 +33,7 @@ from omni_platform.media.decode import DecodedClip
 from omni_platform.media.film import ask, corpus, to_sample
 from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import render_frames, render_waveform
-from omni_platform.schema import Segment
+from omni_platform.schema import Segment, SegmentFeatures
 from omni_platform.tracking import TrackedRun, resolve_model
 
 ROOT = Path(__file__).parents[2]
@@ -181,8 +183,11 @@ def write_rows(folder: Path) -> Path:
                 start_s=look.start_s,
                 end_s=look.end_s,
             )
-            anchors_KD = rng.normal(size=(NUM_VISUAL + NUM_AUDIO, SIZES.hidden_size)).astype(np.float32)
-            part.add_segment(segment, anchors_KD, num_visual=NUM_VISUAL, encoder="noise")
+            visual, audio = (
+                fine_pool(torch.from_numpy(rng.normal(size=(count, SIZES.hidden_size))), 64)
+                for count in (NUM_VISUAL, NUM_AUDIO)
+            )
+            part.add_segment(segment, SegmentFeatures(visual=visual, audio=audio), encoder="noise")
     write_part(str(folder), part)
     write_card(folder, Card(name="anchors"))
     return folder

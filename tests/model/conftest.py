@@ -7,6 +7,7 @@ far more than rounding does.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -29,6 +30,8 @@ from omni_platform.media.film import corpus
 from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import render_frames, render_waveform
 from omni_platform.schema import LookStep, Sample, Step, TextStep
+
+sys.path.insert(0, str(Path(__file__).parent))  # for what test files share with the workers that they start
 
 SIZES = TinyConfig(
     hidden_size=64,

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from stored_segments import stored
 
 from omni_model.folder import load_backbone
 from omni_model.task import build_task
 from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import render_frames, render_waveform
-from omni_platform.schema import LookStep, Sample, TextStep
+from omni_platform.schema import LookStep, Sample, SegmentFeatures, TextStep
 from omni_platform.train.checkpoint import gather
 from omni_platform.train.config import TrainConfig
 from omni_platform.train.engine import make_engine
@@ -33,8 +34,8 @@ class Row:
     frames: np.ndarray
     sample_fps: float
     waveform: np.ndarray | None
-    anchors: np.ndarray
-    other_anchors: np.ndarray
+    anchors: tuple[SegmentFeatures, ...]
+    other_anchors: tuple[SegmentFeatures, ...]
 
 
 def row(number: int, *, looks: int, sound: bool) -> Row:
@@ -49,7 +50,7 @@ def row(number: int, *, looks: int, sound: bool) -> Row:
     )
     frames = render_frames(scene, times_s=np.arange(4) / 2, side_px=56)
     anchors = np.random.default_rng(number).normal(size=(looks, 2, 64)).astype(np.float32)
-    return Row(sample, frames, 2.0, render_waveform(scene) if sound else None, anchors, anchors[:0])
+    return Row(sample, frames, 2.0, render_waveform(scene) if sound else None, stored(anchors, 1), ())
 
 
 def rows_of(rank: int, step: int) -> list[Row]:
@@ -100,7 +101,7 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
         if step == STEPS - 1 and spec.get("export"):
             export(engine, task, Path(spec["export"]) / "before")
         batch = task.collate(rows_of(dist.get_rank(), step))
-        loss = engine.forward(batch)["loss"]
+        loss = engine.forward(batch, spec.get("divisors"))["loss"]
         engine.backward(loss)
         engine.step(1e-3)
         losses.append(float(loss.detach()))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
-from omni_model.anchors import AnchorEncoder, build_clip_encoder
+from omni_model.anchors import AnchorEncoder, build_clip_encoder, encode_anchors
 from omni_model.batch import join_media
 from omni_model.folder import Preparation
-from omni_model.pooling import norm_weighted_pool
+from omni_model.pooling import norm_weighted_pool, pool_segments
 from omni_model.sequence import prepare_media
 from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import render_frames, render_waveform
@@ -20,12 +23,16 @@ def encoder(backbone, tokenizer, vocabulary) -> AnchorEncoder:
     return AnchorEncoder(
         backbone=backbone,
         preparation=Preparation(),
-        num_visual=3,
-        num_audio=2,
         tokenizer=tokenizer,
         vocabulary=vocabulary,
         fingerprint="toy",
     )
+
+
+@pytest.fixture(scope="module")
+def anchors_of(backbone):
+    """`anchors_of(**clip, spans=...)`: for three visual and two audio slots, unless told."""
+    return partial(encode_anchors, backbone, num_visual=3, num_audio=2)
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +42,9 @@ def clip() -> dict:
     return {"frames": frames, "sample_fps": 2.0, "waveform": render_waveform(scene)}
 
 
-def test_an_anchor_is_the_segment_encoded_alone_and_pooled(encoder, clip):
+def test_an_anchor_is_the_segment_encoded_alone_and_pooled(anchors_of, backbone, clip):
     spans = [(1.0, 2.0), (0.0, 3.0), (2.5, 4.0)]
-    anchors = encoder.anchors(**clip, spans=spans)
+    anchors = anchors_of(**clip, spans=spans)
     assert anchors.shape == (3, 5, 64)
     assert anchors.dtype == np.float32
     for anchor, (start_s, end_s) in zip(anchors, spans, strict=True):
@@ -45,33 +52,33 @@ def test_an_anchor_is_the_segment_encoded_alone_and_pooled(encoder, clip):
         sound = clip["waveform"][round(16_000 * start_s) : round(16_000 * end_s)]
         media = prepare_media(frames, sample_fps=2.0, waveform=sound)
         with torch.no_grad():
-            encoded = encoder.backbone.encode(join_media([media]))
+            encoded = backbone.encode(join_media([media]))
         expected = torch.cat([norm_weighted_pool(encoded.visual_ND, 3), norm_weighted_pool(encoded.audio_ND, 2)])
         np.testing.assert_allclose(anchor, expected.numpy(), atol=2e-5)
 
 
-def test_segments_do_not_know_each_other(encoder, clip):
+def test_segments_do_not_know_each_other(anchors_of, clip):
     spans = [(0.0, 1.0), (1.0, 4.0)]
-    both = encoder.anchors(**clip, spans=spans)
+    both = anchors_of(**clip, spans=spans)
     for anchor, span in zip(both, spans, strict=True):
-        np.testing.assert_allclose(anchor, encoder.anchors(**clip, spans=[span])[0], atol=2e-5)
+        np.testing.assert_allclose(anchor, anchors_of(**clip, spans=[span])[0], atol=2e-5)
 
 
-def test_without_sound_audio_anchors_are_zeros(encoder, clip):
-    anchors = encoder.anchors(**{**clip, "waveform": None}, spans=[(0.0, 2.0)])
+def test_without_sound_audio_anchors_are_zeros(anchors_of, clip):
+    anchors = anchors_of(**{**clip, "waveform": None}, spans=[(0.0, 2.0)])
     assert anchors[0, :3].any()
     assert not anchors[0, 3:].any()
-    assert encoder.anchors(**clip, spans=[]).shape == (0, 5, 64)
+    assert anchors_of(**clip, spans=[]).shape == (0, 5, 64)
 
 
-def test_a_short_or_late_segment_still_has_frames(encoder, clip):
+def test_a_short_or_late_segment_still_has_frames(anchors_of, clip):
     """At least one temporal patch: two frames, the clip's last ones where it ends."""
     for span in ((0.2, 0.3), (3.9, 4.0)):
-        anchors = encoder.anchors(**clip, spans=[span])
+        anchors = anchors_of(**clip, spans=[span])
         assert np.isfinite(anchors).all()
         assert anchors[0, :3].any()
-    last = encoder.anchors(**clip, spans=[(3.9, 4.0)])[0, :3]
-    np.testing.assert_allclose(last, encoder.anchors(**clip, spans=[(3.0, 4.0)])[0, :3], atol=2e-5)
+    last = anchors_of(**clip, spans=[(3.9, 4.0)])[0, :3]
+    np.testing.assert_allclose(last, anchors_of(**clip, spans=[(3.0, 4.0)])[0, :3], atol=2e-5)
 
 
 def test_frames_are_prepared_as_the_model_wants_them(encoder):
@@ -79,25 +86,52 @@ def test_frames_are_prepared_as_the_model_wants_them(encoder):
     assert encoder.prepare_frames(frames).shape == (2, 56, 28, 3)
 
 
+@pytest.mark.parametrize(("num_visual", "num_audio"), [(1, 1), (3, 2), (5, 25), (32, 8), (8, 0)])
+def test_what_is_stored_of_a_segment_gives_the_anchors_of_any_number_of_slots(
+    encoder, anchors_of, clip, num_visual, num_audio
+):
+    """Segments of a second or three have fewer than 128 visual and 64 audio features, or are pooled."""
+    spans = [(0.0, 1.0), (1.0, 4.0)]
+    slots = {"num_visual": num_visual, "num_audio": num_audio}
+    segments = encoder.segments(**clip, spans=spans)
+    assert [len(s.visual.values) for s in segments] == [4, 12]
+    assert [(s.audio.num_features, len(s.audio.values)) for s in segments] == [(25, 25), (75, 63)]
+    wanted = anchors_of(**clip, spans=spans, **slots)
+    found = pool_segments(segments[:1], **slots, width=64).numpy()
+    assert np.array_equal(found[0], wanted[0])  # to the bit
+    if num_audio in (0, 1, 2, 8):  # these divide 32
+        found = pool_segments(segments, **slots, width=64).numpy()
+        np.testing.assert_allclose(found[1], wanted[1], rtol=1e-4, atol=1e-5)
+    else:
+        with pytest.raises(ValueError, match="give 1, 2, 4, 8, 16, 32 slots and not 25"):
+            pool_segments(segments, **slots, width=64)
+
+
+def test_half_precision_stores_three_digits_in_half_the_room(encoder, anchors_of, clip):
+    segments = replace(encoder, dtype="float16").segments(**clip, spans=[(1.0, 4.0)])
+    assert segments[0].visual.values.dtype == segments[0].audio.values.dtype == np.float16
+    wanted = anchors_of(**clip, spans=[(1.0, 4.0)])
+    found = pool_segments(segments, num_visual=3, num_audio=2, width=64).numpy()
+    np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=2e-3 * np.abs(wanted).max())
+
+
 def test_the_fingerprint_follows_towers_and_shape(new_backbone, tokenizer, tmp_path):
-    def fingerprint(seed: int = 0, num_visual: int = 3, head: float = 1.0, **preparation) -> str:
+    def fingerprint(seed: int = 0, head: float = 1.0, *, stored=None, **preparation) -> str:
         backbone = new_backbone(seed=seed)
         with torch.no_grad():
             backbone.thinker.lm_head.weight *= head
         folder = tmp_path / f"{seed}-{head}"
         backbone.thinker.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        encoder = build_clip_encoder(
-            model_name_or_path=str(folder),
-            num_visual=num_visual,
-            num_audio=2,
-            preparation=Preparation(**preparation),
-        )
-        assert (encoder.num_visual, encoder.num_audio, encoder.dim) == (num_visual, 2, 64)
+        given = {"preparation": Preparation(**preparation), **(stored or {})}
+        encoder = build_clip_encoder(model_name_or_path=str(folder), **given)
+        assert encoder.dim == 64
         return encoder.fingerprint
 
     first = fingerprint()
-    assert first == fingerprint(head=2.0)  # what comes after the towers shapes no anchor
-    others = {fingerprint(seed=1), fingerprint(num_visual=4), fingerprint(video_max_pixels=9 * 784)}
-    others.add(fingerprint(system_prompt="Look."))  # shapes no anchor, but lengthens every sample
-    assert len(others - {first}) == 4
+    # What comes after the towers shapes no segment, and the prompt does not either.
+    assert first == fingerprint(head=2.0) == fingerprint(system_prompt="Look.")
+    others = {fingerprint(seed=1), fingerprint(video_max_pixels=9 * 784)}
+    storage = ({"visual_bins": 32}, {"audio_bins": 8}, {"dtype": "float16"})
+    others |= {fingerprint(stored=changed) for changed in storage}
+    assert len(others - {first}) == 5

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from omni_model.anchors import AnchorEncoder
+from omni_model.anchors import encode_anchors
 from omni_model.batch import collate, join_media
 from omni_model.encoded import encode_clips, load_encoded, save_encoded
-from omni_model.folder import Preparation
 from omni_model.sequence import PlanBuilder, prepare_media
 
 HALF = {"rtol": 1e-3, "atol": 5e-3}
@@ -60,19 +59,11 @@ def test_a_file_gives_back_what_was_written(encoded, stored):
             assert torch.equal(after, before.half())
 
 
-def test_anchors_are_those_of_preprocessing(backbone, tokenizer, vocabulary, raw_clips, encoded, stored):
-    encoder = AnchorEncoder(
-        backbone=backbone,
-        preparation=Preparation(),
-        num_visual=3,
-        num_audio=2,
-        tokenizer=tokenizer,
-        vocabulary=vocabulary,
-        fingerprint="toy",
-    )
+def test_anchors_are_those_of_preprocessing(backbone, raw_clips, encoded, stored):
     for raw, clip, again in zip(raw_clips, encoded, stored, strict=True):
         spans = list(clip.segments.spans)
-        wanted = encoder.anchors(frames=raw.frames, sample_fps=2.0, waveform=raw.waveform, spans=spans)
+        content = {"frames": raw.frames, "sample_fps": 2.0, "waveform": raw.waveform}
+        wanted = encode_anchors(backbone, **content, spans=spans, num_visual=3, num_audio=2)
         for anchors, close in ((clip.segments, {"atol": 2e-5, "rtol": 0}), (again.segments, HALF)):
             found = anchors.anchors(num_visual=3, num_audio=2)
             assert list(found) == spans

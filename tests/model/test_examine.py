@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from stored_segments import stored
 
 from omni_model.examine import ALL_CONDITIONS, CONDITIONS, OWN, Examiner, summarise
 from omni_model.folder import Preparation, save_folder
 from omni_model.methods import make_method
 from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import render_frames, render_waveform
-from omni_platform.schema import Sample
+from omni_platform.schema import Sample, SegmentFeatures
 
 
 @dataclass
@@ -23,7 +24,7 @@ class Row:
     frames: np.ndarray
     sample_fps: float
     waveform: np.ndarray | None
-    anchors: np.ndarray
+    anchors: tuple[SegmentFeatures, ...]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def rows(sample_with) -> list[Row]:
     for index in range(3):
         scene = make_scene(seed=3, index=index, num_shots=2)
         frames = render_frames(scene, times_s=np.arange(4) / 2, side_px=56)
-        anchors = np.ones((1, 5, 64), np.float32)
+        anchors = stored(np.ones((1, 5, 64), np.float32), 3)
         sample = sample_with(1, sample_id=f"q{index}")
         out.append(Row(sample, f"clip-{index}", frames, 2.0, render_waveform(scene), anchors))
     return out
@@ -110,10 +111,10 @@ def test_unknown_conditions_are_named(exported, latent):
         Examiner("nowhere", conditions=("blind",))
 
 
-def test_gold_needs_anchors_with_the_methods_slots(exported, latent, rows):
+def test_gold_needs_anchors_of_the_models_width(exported, latent, rows):
     folder = exported(latent(), True)
-    for shape, there in (((1, 5, 64), True), ((0, 5, 64), True), ((1, 4, 64), False), ((1, 5, 32), False)):
-        odd = [*rows[:2], replace(rows[2], anchors=np.ones(shape, np.float32))]
+    for shape, there in (((1, 5, 64), True), ((0, 5, 64), True), ((1, 11, 64), True), ((1, 5, 32), False)):
+        odd = [*rows[:2], replace(rows[2], anchors=stored(np.ones(shape, np.float32), 3))]
         records = Examiner(folder, conditions=(OWN, "latents_gold"), max_new_tokens=3, device="cpu")(odd)
         assert ({r["condition"] for r in records} == {OWN, "latents_gold"}) == there, shape
 

@@ -1,45 +1,78 @@
-"""The length of a sample as preprocessing tells it is the length of the sequence that training lays out."""
+"""The size of a row, told from the shape of its clip, is that of the sequence that training lays out."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from stored_segments import stored
 
 from omni_model.anchors import AnchorEncoder
-from omni_model.folder import Preparation
+from omni_model.folder import Preparation, save_folder
 from omni_model.methods import make_method
-from omni_model.sequence import PlanBuilder, prepare_media
+from omni_model.sequence import IGNORE
+from omni_model.task import build_task
 from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import render_frames, render_waveform
-from omni_platform.schema import TextStep
+from omni_platform.schema import LookStep, Sample, SegmentFeatures, TextStep
+
+METHODS = {
+    "latent_omni": {"num_visual": 5, "num_audio": 2, "max_train_phases": 5},
+    "pause": {"num_visual": 4, "num_audio": 0, "max_train_phases": 5},
+    "markers": {"max_train_phases": 5},
+    "text_cot": {"times": True},
+    "sft": {},
+}
+
+
+@dataclass
+class Row:
+    """A row and its outline at once."""
+
+    sample: Sample
+    frames: np.ndarray
+    sample_fps: float
+    waveform: np.ndarray | None
+    anchors: tuple[SegmentFeatures, ...] = ()
+    other_anchors: tuple[SegmentFeatures, ...] = ()
+
+    @property
+    def num_frames(self) -> int:
+        return self.frames.shape[0]
+
+    @property
+    def height_px(self) -> int:
+        return self.frames.shape[1]
+
+    @property
+    def width_px(self) -> int:
+        return self.frames.shape[2]
+
+    @property
+    def num_samples(self) -> int | None:
+        return None if self.waveform is None else len(self.waveform)
 
 
 @pytest.fixture(scope="module")
-def measure(backbone, tokenizer, vocabulary):
-    encoder = AnchorEncoder(
-        backbone=backbone,
-        preparation=Preparation(system_prompt="You listen well."),
-        num_visual=5,
-        num_audio=2,
-        tokenizer=tokenizer,
-        vocabulary=vocabulary,
-        fingerprint="toy",
-    )
-    return encoder.length
+def base(backbone, tokenizer, tmp_path_factory) -> str:
+    folder: Path = tmp_path_factory.mktemp("base")
+    method = make_method("sft")
+    heads = method.build_heads(64)
+    save_folder(folder, backbone=backbone, tokenizer=tokenizer, method=method, heads=heads, preparation=Preparation())
+    return str(folder)
 
 
 @pytest.fixture(scope="module")
-def planned(tokenizer, vocabulary):
-    def count(sample, method, *, frames, sample_fps, waveform) -> int:
-        media = prepare_media(frames, sample_fps=sample_fps, waveform=waveform)
-        builder = PlanBuilder(tokenizer, vocabulary, media)
-        builder.chat_prompt(sample.question, system_prompt="You listen well.")
-        method.write(builder, sample)
-        return len(builder.build())
+def task_of(base):
+    """`task_of(method, **settings)`."""
 
-    return count
+    def make(method: str, **settings):
+        shared = {"model_name_or_path": base, "method": method, "options": METHODS[method]}
+        return build_task({**shared, "system_prompt": "You listen well.", **settings})
+
+    return make
 
 
 def clip(*, shots: int = 3, fps: float = 2.0, side_px: int = 56, sound: bool = True) -> dict:
@@ -48,26 +81,70 @@ def clip(*, shots: int = 3, fps: float = 2.0, side_px: int = 56, sound: bool = T
     return {"frames": frames, "sample_fps": fps, "waveform": render_waveform(scene) if sound else None}
 
 
-@pytest.mark.parametrize("looks", [1, 2, 3, 5])
+def row_of(sample: Sample, shape: dict) -> Row:
+    content = clip(**shape)
+    block = np.zeros((len(sample.looks), 7, 64), np.float32)
+    return Row(sample, **content, anchors=stored(block, 5))
+
+
+@pytest.mark.parametrize("looks", [1, 2, 5])
 @pytest.mark.parametrize(
     "shape", [{}, {"shots": 5, "fps": 3.0}, {"side_px": 112}, {"sound": False}, {"shots": 4, "fps": 0.75}]
 )
-def test_a_latent_sample_is_as_long_as_its_plan(measure, planned, sample_with, looks, shape):
-    sample, content = sample_with(looks), clip(**shape)
-    method = make_method("latent_omni", {"num_visual": 5, "num_audio": 2, "max_train_phases": 5})
-    assert measure(sample, **content) == planned(sample, method, **content)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_row_is_as_long_as_its_plan_and_counts_what_its_batch_counts(task_of, sample_with, method, shape, looks):
+    task, row = task_of(method), row_of(sample_with(looks), shape)
+    size, plan = task.size(row), task.plan(row)
+    assert size.length == len(plan)
+    assert size.counts["text"] == int((plan.labels != IGNORE).sum())
+    if looks <= 2:  # what a forward pass finds, the sync segments among it
+        out = task.module.train()(task.collate([row]))
+        assert dict(size.counts) == {name.removeprefix("count/"): int(out[name]) for name in out if "/" in name}
 
 
-def test_every_look_costs_its_slots_and_two_markers(measure, sample_with):
-    content = clip()
-    trajectory = sample_with(3).trajectory
-    without = replace(sample_with(3), trajectory=tuple(s for s in trajectory if isinstance(s, TextStep)))
-    assert measure(sample_with(3), **content) - measure(without, **content) == 3 * (5 + 2 + 2)
+def test_a_method_measures_its_own_sequence(task_of, sample_with):
+    row = row_of(sample_with(3), {})
+    lengths = {method: task_of(method).size(row).length for method in METHODS}
+    assert lengths["latent_omni"] - lengths["markers"] == 3 * (5 + 2)
+    assert lengths["pause"] - lengths["markers"] == 3 * 4
+    assert lengths["sft"] < lengths["markers"]
 
 
-def test_samples_without_looks_are_measured_as_the_methods_without_latents_write_them(measure, planned, sample_with):
-    content = clip()
-    words = replace(sample_with(1), trajectory=(TextStep(text="The low tone: red. Answer: red"),))
-    assert measure(words, **content) == planned(words, make_method("text_cot"), **content)
-    bare = replace(sample_with(1), trajectory=())
-    assert measure(bare, **content) == planned(bare, make_method("sft"), **content)
+def test_settings_of_the_task_count(task_of, sample_with):
+    row = row_of(sample_with(1), {})
+    whole = task_of("sft").size(row).length
+    assert task_of("sft", use_audio_in_video=False).size(row).length == len(
+        task_of("sft", use_audio_in_video=False).plan(row)
+    )
+    assert task_of("sft", system_prompt="").size(row).length < whole
+    by_sample = task_of("sft", text_loss_reduction="sample_mean").size(row)
+    assert dict(by_sample.counts) == {"text": 1}
+
+
+def test_what_the_method_cannot_take_is_refused_with_the_reason(task_of, sample_with):
+    row = row_of(sample_with(2, sample_id="row-7"), {})
+    length = task_of("sft").size(row).length
+    with pytest.raises(ValueError, match=f"sample row-7 has {length} positions, more than max_length={length - 1}"):
+        task_of("sft", max_length=length - 1).size(row)
+    assert task_of("sft", max_length=length).size(row).length == length
+    with pytest.raises(ValueError, match="sample row-7 has 2 looks; latent_omni takes 1 to 1"):
+        task_of("latent_omni", options={"max_train_phases": 1}).size(row)
+
+
+def test_preprocessing_measures_clip_and_words_alone(backbone, tokenizer, vocabulary, task_of, sample_with):
+    encoder = AnchorEncoder(
+        backbone=backbone,
+        preparation=Preparation(system_prompt="You listen well."),
+        tokenizer=tokenizer,
+        vocabulary=vocabulary,
+        fingerprint="toy",
+    )
+    row = row_of(sample_with(3), {})
+    content = {"frames": row.frames, "sample_fps": row.sample_fps, "waveform": row.waveform}
+    markers = task_of("markers").size(row).length
+    assert encoder.length(row.sample, **content) == markers - 3 * 2
+    steps = tuple(step for step in row.sample.trajectory if isinstance(step, LookStep))
+    bare = replace(row.sample, trajectory=steps)
+    assert encoder.length(bare, **content) == task_of("sft").size(row).length
+    words = replace(row.sample, trajectory=(TextStep(text="The low tone: red. Answer: red"),))
+    assert encoder.length(words, **content) == task_of("text_cot").size(replace(row, sample=words)).length

@@ -27,12 +27,12 @@ def test_text_loss_is_the_mean_over_learned_tokens():
     assert wanted.tolist() == [1, 0, 2]
     probabilities = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
     expected = -(math.log(0.25) + math.log(0.1) + math.log(0.6)) / 3
-    assert float(text_loss(probabilities.log(), wanted)) == pytest.approx(expected, rel=1e-5)
+    assert float(text_loss(probabilities.log(), wanted).mean) == pytest.approx(expected, rel=1e-5)
 
 
 def test_text_loss_of_no_token_is_zero_with_gradient():
     logits = torch.zeros(0, 3, requires_grad=True)
-    loss = text_loss(logits, torch.zeros(0, dtype=torch.long))
+    loss = text_loss(logits, torch.zeros(0, dtype=torch.long)).mean
     loss.backward()
     assert float(loss.detach()) == 0.0
     assert logits.grad is not None
@@ -52,9 +52,9 @@ def _two_rows() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_regression_means_over_present_phases_and_slots():
     latents, anchors, present = _two_rows()
-    total = regression_loss(latents, anchors, present, reduction="sum")
+    total = regression_loss(latents, anchors, present, reduction="sum").mean
     assert float(total) == pytest.approx((9 + 0 + 0 + 9 + 4 + 0) / 6)
-    audio_only = regression_loss(latents, anchors, present, reduction="sum", slots=slice(1, None))
+    audio_only = regression_loss(latents, anchors, present, reduction="sum", slots=slice(1, None)).mean
     assert float(audio_only) == pytest.approx((0 + 9 + 0) / 3)
 
 
@@ -63,8 +63,8 @@ def test_the_two_reductions_differ_by_the_width():
     generator = torch.Generator().manual_seed(0)
     latents, anchors = torch.randn(2, 3, 2, 4, 17, generator=generator)
     present = torch.tensor([[True, True], [False, True], [True, False]])
-    total = regression_loss(latents, anchors, present, reduction="sum")
-    mean = regression_loss(latents, anchors, present, reduction="mean")
+    total = regression_loss(latents, anchors, present, reduction="sum").mean
+    mean = regression_loss(latents, anchors, present, reduction="mean").mean
     torch.testing.assert_close(total, 17 * mean)
 
 
@@ -74,7 +74,7 @@ def test_cosine_loss_by_hand():
     anchors[0, 0] = torch.tensor([[5.0, 0.0], [0.0, 3.0]])
     present = torch.tensor([[True, False]])
     expected = ((1 - 1) + (1 - math.sqrt(0.5))) / 2
-    assert float(cosine_loss(latents, anchors, present)) == pytest.approx(expected, rel=1e-5)
+    assert float(cosine_loss(latents, anchors, present).mean) == pytest.approx(expected, rel=1e-5)
 
 
 def test_contrastive_loss_by_hand():
@@ -84,16 +84,16 @@ def test_contrastive_loss_by_hand():
     near, far = math.sqrt(0.5) / 0.5, -math.sqrt(0.5) / 0.5
     expected = -math.log(math.exp(near) / (math.exp(near) + math.exp(far)))
     present = torch.ones(2, 1, dtype=torch.bool)
-    assert float(contrastive_loss(latents, anchors, present, temperature=0.5)) == pytest.approx(expected, rel=1e-5)
+    assert float(contrastive_loss(latents, anchors, present, temperature=0.5).mean) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_mean_of_all_anchors_scores_chance_in_the_contrastive_loss():
     anchors = torch.randn(6, 1, 2, 8, generator=torch.Generator().manual_seed(0))
     present = torch.ones(6, 1, dtype=torch.bool)
     average = anchors.mean(0, keepdim=True).expand_as(anchors)
-    assert contrastive_loss(average, anchors, present, temperature=0.1) > math.log(6)
+    assert contrastive_loss(average, anchors, present, temperature=0.1).mean > math.log(6)
     centred = anchors - anchors.mean(0)
-    assert contrastive_loss(centred, anchors, present, temperature=0.1) < 0.1
+    assert contrastive_loss(centred, anchors, present, temperature=0.1).mean < 0.1
 
 
 @pytest.mark.parametrize("distinct", [3, 40])
@@ -104,7 +104,7 @@ def test_the_same_moment_twice_is_no_negative(distinct):
     latents = torch.randn(distinct, 1, 1, 96, generator=generator)
     rounding = 1 + 1e-5 * torch.randn(anchors.shape, generator=generator)
     both = torch.cat([latents, latents]), torch.cat([anchors, anchors * rounding])
-    loss = contrastive_loss(*both, torch.ones(2 * distinct, 1, dtype=torch.bool), temperature=0.1)
+    loss = contrastive_loss(*both, torch.ones(2 * distinct, 1, dtype=torch.bool), temperature=0.1).mean
     centred = F.normalize(anchors[:, 0, 0] - anchors[:, 0, 0].mean(0), dim=-1)
     scores = (F.normalize(latents[:, 0, 0], dim=-1) @ centred.T / 0.1).exp()
     own = scores.diagonal()
@@ -116,9 +116,11 @@ def test_the_same_moment_twice_is_no_negative(distinct):
 def test_a_moment_that_differs_by_a_hundredth_is_a_negative():
     anchors = torch.randn(1, 1, 1, 96, generator=torch.Generator().manual_seed(0))
     pair = torch.cat([anchors, 1.01 * anchors])
-    loss = contrastive_loss(pair, pair, torch.ones(2, 1, dtype=torch.bool), temperature=0.1)
+    loss = contrastive_loss(pair, pair, torch.ones(2, 1, dtype=torch.bool), temperature=0.1).mean
     assert loss > 1
-    same = contrastive_loss(pair, torch.cat([anchors, anchors]), torch.ones(2, 1, dtype=torch.bool), temperature=0.1)
+    same = contrastive_loss(
+        pair, torch.cat([anchors, anchors]), torch.ones(2, 1, dtype=torch.bool), temperature=0.1
+    ).mean
     assert float(same) == 0.0
 
 
@@ -130,7 +132,7 @@ def test_other_segments_of_the_clips_are_negatives_too():
     present = torch.ones(2, 1, dtype=torch.bool)
     scores = [1.0, 0.0, -math.sqrt(0.5)]
     expected = -math.log(math.exp(1.0 / 0.5) / sum(math.exp(s / 0.5) for s in scores))
-    loss = contrastive_loss(latents, anchors, present, temperature=0.5, others_MKD=others)
+    loss = contrastive_loss(latents, anchors, present, temperature=0.5, others_MKD=others).mean
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
@@ -138,11 +140,11 @@ def test_one_phase_has_something_to_be_told_from_where_its_clip_has_other_segmen
     generator = torch.Generator().manual_seed(0)
     anchors, others = torch.randn(1, 1, 1, 8, generator=generator), torch.randn(5, 1, 8, generator=generator)
     present = torch.ones(1, 1, dtype=torch.bool)
-    assert float(contrastive_loss(others[:1, None], anchors, present, temperature=0.1)) == 0.0
-    wrong = contrastive_loss(others[:1, None], anchors, present, temperature=0.1, others_MKD=others)
+    assert float(contrastive_loss(others[:1, None], anchors, present, temperature=0.1).mean) == 0.0
+    wrong = contrastive_loss(others[:1, None], anchors, present, temperature=0.1, others_MKD=others).mean
     assert wrong > math.log(6)
     # The own segment among the others, encoded elsewhere, is no negative.
-    again = contrastive_loss(anchors, anchors, present, temperature=0.1, others_MKD=anchors[0] * (1 + 1e-6))
+    again = contrastive_loss(anchors, anchors, present, temperature=0.1, others_MKD=anchors[0] * (1 + 1e-6)).mean
     assert float(again) == pytest.approx(0.0, abs=1e-6)
 
 
@@ -151,11 +153,11 @@ def test_without_any_phase_the_latent_losses_are_zero_with_gradient(name):
     latents = torch.zeros(2, 1, 3, 4, requires_grad=True)
     anchors, present = torch.ones(2, 1, 3, 4), torch.zeros(2, 1, dtype=torch.bool)
     if name == "cosine":
-        loss = cosine_loss(latents, anchors, present)
+        loss = cosine_loss(latents, anchors, present).mean
     elif name == "contrastive":
-        loss = contrastive_loss(latents, anchors, present, temperature=0.1)
+        loss = contrastive_loss(latents, anchors, present, temperature=0.1).mean
     else:
-        loss = regression_loss(latents, anchors, present, reduction=name)
+        loss = regression_loss(latents, anchors, present, reduction=name).mean
     loss.backward()
     assert float(loss.detach()) == 0.0
     assert latents.grad is not None
@@ -167,9 +169,9 @@ def test_targets_receive_no_gradient():
     anchors = torch.randn(3, 1, 2, 4, generator=torch.Generator().manual_seed(1), requires_grad=True)
     present = torch.ones(3, 1, dtype=torch.bool)
     losses = [
-        regression_loss(latents, anchors, present, reduction="sum"),
-        cosine_loss(latents, anchors, present),
-        contrastive_loss(latents, anchors, present, temperature=0.1),
+        regression_loss(latents, anchors, present, reduction="sum").mean,
+        cosine_loss(latents, anchors, present).mean,
+        contrastive_loss(latents, anchors, present, temperature=0.1).mean,
     ]
     sum(losses).backward()  # type: ignore[union-attr]
     assert latents.grad is not None

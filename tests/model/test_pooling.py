@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from omni_model.pooling import norm_weighted_pool
+from omni_model.pooling import fine_pool, norm_weighted_pool, pool_fine
 
 
 def _slowly(x: torch.Tensor, length: int) -> torch.Tensor:
@@ -78,3 +78,31 @@ def test_a_stack_is_pooled_as_its_members(count):
     for i in range(2):
         for j in range(3):
             torch.testing.assert_close(pooled[i, j], norm_weighted_pool(x[i, j], 5))
+
+
+@pytest.mark.parametrize("count", [24, 25, 36, 37, 100, 119, 1000])
+def test_fine_features_pool_to_what_all_features_pool_to(count):
+    """Whether the bins divide the features or share some with their neighbours."""
+    x = torch.randn(count, 6, generator=torch.Generator().manual_seed(count))
+    x = x * torch.logspace(-2, 1, count)[:, None]
+    fine = fine_pool(x, 12)
+    assert fine.num_features == count
+    assert len(fine.values) == {24: 12, 36: 12, 100: 20, 1000: 20}.get(count, 23)
+    for length in (1, 2, 3, 4, 6, 12):
+        torch.testing.assert_close(pool_fine(fine, length), norm_weighted_pool(x, length), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(pool_fine(fine, length), _slowly(x, length), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="more than 23 features are stored in 12 bins, which give 1, 2, 3, 4, 6, 12"):
+        pool_fine(fine, 5)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 12, 23])
+@pytest.mark.parametrize("length", [0, 1, 5, 7, 12, 32])
+def test_few_features_are_kept_as_they_are_for_any_number_of_slots(count, length):
+    x = torch.randn(count, 6, generator=torch.Generator().manual_seed(count))
+    assert torch.equal(pool_fine(fine_pool(x, 12), length), norm_weighted_pool(x, length))
+
+
+def test_what_half_precision_cannot_hold_is_refused():
+    with pytest.raises(ValueError, match="not finite as float16"):
+        fine_pool(torch.full((3, 2), 1e5), 4, dtype="float16")
+    assert fine_pool(torch.full((3, 2), 1e4), 4, dtype="float16").values.dtype == "float16"

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from stored_segments import stored
 
 from omni_model.sequence import Kind
 from omni_model.sizing import RowShape, longest_clip, read_thinker_config, size_step
 from omni_model.task import ReasoningTask, build_task
-from omni_platform.schema import LookStep, Sample, TextStep
+from omni_platform.schema import LookStep, Sample, SegmentFeatures, TextStep
 
 SEVEN_B = "Qwen/Qwen2.5-Omni-7B"
 ROW = RowShape(length=1000, text_tokens=100, num_phases=1, visual_share=0.7, audio_share=0.1)
@@ -23,8 +24,8 @@ class Row:
     frames: np.ndarray
     sample_fps: float
     waveform: np.ndarray
-    anchors: np.ndarray
-    other_anchors: np.ndarray
+    anchors: tuple[SegmentFeatures, ...]
+    other_anchors: tuple[SegmentFeatures, ...]
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +39,8 @@ def row() -> Row:
         frames=rng.integers(0, 255, (48, 112, 112, 3), dtype=np.uint8),
         sample_fps=2.0,
         waveform=rng.normal(0, 0.1, 24 * 16_000).astype(np.float32),
-        other_anchors=np.zeros((0, 40, 96), np.float32),
-        anchors=np.zeros((2, 40, 96), np.float32),
+        other_anchors=(),
+        anchors=stored(np.zeros((2, 40, 96), np.float32), 32),
     )
 
 

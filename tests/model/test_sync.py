@@ -24,7 +24,7 @@ def _sync_gradient(new_backbone, method, batch, *, vision: bool) -> tuple[Learne
     learner = Learner(new_backbone(), method).train()
     learner.backbone.modules_by_group()["vision"].requires_grad_(vision)
     outcome = unroll(learner.backbone, learner.heads.feedback, batch, method.unroll, training=True)
-    loss = method.losses(learner.heads, outcome, batch)["sync"]
+    loss = method.losses(learner.heads, outcome, batch)["sync"].mean
     loss.backward()
     return learner, loss.detach()
 
@@ -80,7 +80,7 @@ def test_the_sync_loss_is_the_mean_over_looks_of_their_own_seconds(backbone, lat
             visual = norm_weighted_pool(heads.sync.visual(encoded.visual_ND[4 * start : 4 * end]), moments)
             audio = norm_weighted_pool(heads.sync.audio(encoded.audio_ND[25 * start : 25 * end]), moments)
             terms.append(sync_loss(visual[None], audio[None], heads.sync.scale))
-    ours = method.losses(heads, outcome, batch)["sync"]
+    ours = method.losses(heads, outcome, batch)["sync"].mean
     torch.testing.assert_close(ours, torch.stack(terms).mean(), atol=1e-4, rtol=1e-4)
 
 

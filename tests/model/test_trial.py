@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from stored_segments import stored
 
 from omni_model.encoded import EncodedQuestions, encode_clips, load_encoded, save_encoded
 from omni_model.folder import Loaded
@@ -59,7 +60,8 @@ def test_a_batch_has_the_loss_of_the_training_job(loaded, base, raw_clips, encod
         by_span = clip.segments.anchors(num_visual=method.num_visual, num_audio=method.num_audio)
         for sample in raw.samples:
             anchors = np.stack([by_span[look.start_s, look.end_s].numpy() for look in sample.looks])
-            of_row = {"sample": sample, "anchors": anchors, "other_anchors": anchors[:0]}
+            segments = stored(anchors, method.num_visual), ()
+            of_row = {"sample": sample, "read_segments": lambda segments=segments: segments}
             of_clip = {"frames": raw.frames, "waveform": raw.waveform, "sample_fps": raw.sample_fps}
             rows.append(TrainingRow(clip_id=raw.clip_id, **of_row, **of_clip))
     learner = task.module.train()

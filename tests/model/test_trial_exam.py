@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from stored_segments import stored
 
 from omni_model.encoded import EncodedQuestions, RawClip, encode_clips
 from omni_model.examine import ALL_CONDITIONS, Examiner
@@ -68,7 +69,8 @@ def _rows(raw_clips, encoded, method) -> list[TrainingRow]:
         by_span = clip.segments.anchors(num_visual=method.num_visual, num_audio=method.num_audio)
         for sample in raw.samples:
             anchors = np.stack([by_span[look.start_s, look.end_s].numpy() for look in sample.looks])
-            of_row = {"sample": sample, "anchors": anchors, "other_anchors": anchors[:0]}
+            segments = stored(anchors, method.num_visual), ()
+            of_row = {"sample": sample, "read_segments": lambda segments=segments: segments}
             of_clip = {"frames": raw.frames, "waveform": raw.waveform, "sample_fps": raw.sample_fps}
             rows.append(TrainingRow(clip_id=raw.clip_id, **of_row, **of_clip))
     return rows

@@ -13,9 +13,11 @@ import ray
 
 from omni_platform.media.film_folder import FilmConfig, write_film
 from omni_platform.runtime import start_ray
-from omni_platform.schema import Sample
+from omni_platform.schema import Sample, SegmentFeatures
 
 sys.path.insert(0, str(Path(__file__).parent))  # for what test files share, such as `film_cells`
+import stored_features
+
 MEDIA = Path(__file__).parents[3] / "shared" / "media"
 
 
@@ -58,9 +60,9 @@ def local_ray() -> Iterator[None]:
 
 
 class StubEncoder:
-    """Stands for a model: every anchor holds the mean picture and the mean loudness of its span."""
+    """Stands for a model: the two visual features of a span are its mean picture, the audio one its mean loudness."""
 
-    num_visual, num_audio, dim = 2, 1, 3
+    dim = 3
 
     def __init__(self, fingerprint: str = "stub", refuse: str = "", crash_at: int = -1, die: str = "") -> None:
         """`refuse` is a span such as "0-1"; `crash_at` a number of calls; `die` a file that says: not again."""
@@ -76,7 +78,18 @@ class StubEncoder:
     def length(self, sample: Sample, *, frames: np.ndarray, sample_fps: float, waveform: np.ndarray | None) -> int:
         return len(frames) + len(sample.question)
 
-    def anchors(
+    def segments(
+        self,
+        *,
+        frames: np.ndarray,
+        sample_fps: float,
+        waveform: np.ndarray | None,
+        spans: list[tuple[float, float]],
+    ) -> list[SegmentFeatures]:
+        blocks = self.features(frames=frames, sample_fps=sample_fps, waveform=waveform, spans=spans)
+        return [stored_features.segment_of(block_KD, num_visual=2) for block_KD in blocks]
+
+    def features(
         self,
         *,
         frames: np.ndarray,
@@ -103,6 +116,7 @@ class StubEncoder:
 
 # Workers cannot import a test's conftest: they get its functions and classes by value.
 ray.cloudpickle.register_pickle_by_value(sys.modules[StubEncoder.__module__])
+ray.cloudpickle.register_pickle_by_value(stored_features)
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pickle
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
+from stored_features import features_of, segment_of
 
 from omni_platform.artifacts import Card, CardError, write_card
 from omni_platform.data.batches import TrainingRows, epoch_order, step_indices
@@ -47,7 +47,7 @@ def _write(folder, *, clips_per_part: int, order: range) -> None:
                 part.add_sample(sample, f"clip{number}", length=100 * number + question)
                 for segment in cut_segments(sample, f"clip{number}"):
                     anchors_KD = np.full((3, 5), number + segment.index / 10, np.float32)
-                    part.add_segment(segment, anchors_KD, num_visual=2, encoder="e")
+                    part.add_segment(segment, segment_of(anchors_KD, num_visual=2), encoder="e")
         write_part(str(folder), part)
     write_card(folder, Card(name="anchors"))
 
@@ -72,9 +72,10 @@ def test_every_row_comes_with_its_own_clip_and_anchors(folder):
         assert (row.waveform is None) == (number == 3)
         if row.waveform is not None and clip.waveform is not None:
             assert row.waveform.dtype == np.float32 and np.array_equal(row.waveform, clip.waveform)
-        assert row.anchors.shape == (question, 3, 5) and row.anchors.dtype == np.float32
+        anchors = features_of(row.anchors, (3, 5))
+        assert anchors.shape == (question, 3, 5) and anchors.dtype == np.float32
         for i in range(question):
-            assert np.all(row.anchors[i] == np.float32(number + i / 10))
+            assert np.all(anchors[i] == np.float32(number + i / 10))
 
 
 def test_rows_and_their_order_do_not_depend_on_how_the_folder_was_written(folder, tmp_path):
@@ -84,20 +85,25 @@ def test_rows_and_their_order_do_not_depend_on_how_the_folder_was_written(folder
     assert epoch_order(one.ids, 1, 2).tolist() == epoch_order(other.ids, 1, 2).tolist()
 
 
-def test_lengths_are_told_by_row_number_however_the_folder_was_written(folder, tmp_path):
-    _write(tmp_path / "other", clips_per_part=2, order=range(NUM_CLIPS - 1, -1, -1))
-    expected = [100 * number + question for number in range(NUM_CLIPS) for question in range(3)]
-    assert list(TrainingRows.open(folder).lengths) == list(TrainingRows.open(tmp_path / "other").lengths) == expected
-
-
-def test_a_folder_from_before_lengths_is_read_and_says_what_it_lacks(folder):
-    for file in (folder / "samples").iterdir():
-        pq.write_table(pq.read_table(file).drop_columns("length"), file)
-    write_card(folder, Card(name="anchors", schema_version=1))
+def test_outlines_tell_the_shape_of_every_clip_and_read_none(folder):
     rows = TrainingRows.open(folder)
-    assert rows.row(4).sample == _sample(1, 1)
-    with pytest.raises(ValueError, match=r"schema version 1\); preprocess the manifest again"):
-        _ = rows.lengths
+    clips = sorted((folder / "clips").iterdir())
+    for file in clips:
+        file.rename(file.with_suffix(".away"))
+    for index, sample_id in enumerate(rows.ids):
+        outline = rows.outline(index)
+        number = int(sample_id[1])
+        assert (outline.sample, outline.clip_id) == (rows.sample(index), f"clip{number}")
+        shape = (outline.num_frames, outline.height_px, outline.width_px)
+        assert shape == _clip(number).frames.shape[:3] and outline.sample_fps == 2.0 + number
+        assert outline.num_samples == (None if number == 3 else 1000 + number)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_folder_of_another_schema_is_refused_with_the_way_out(folder, version):
+    write_card(folder, Card(name="anchors", schema_version=version))
+    with pytest.raises(CardError, match=rf"version {version} of the schema.*reads version 3: preprocess the manifest"):
+        TrainingRows.open(folder)
 
 
 def test_a_reader_travels_between_processes_and_reads_on(folder):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from stored_features import features_of, segment_of
 
 from omni_platform.artifacts import Card, write_card
 from omni_platform.config import fingerprint
@@ -95,9 +96,9 @@ def test_rows_come_with_the_other_moments_of_their_clip_as_the_encoder_made_them
             others = sorted(s for s in looks | windows if not any(s[0] < end and start < s[1] for start, end in own))
             assert len(others) >= 2 or not looks
             clip = {"frames": row.frames, "sample_fps": row.sample_fps, "waveform": row.waveform}
-            expected = stub_encoder().anchors(**clip, spans=others)
-            assert np.array_equal(row.other_anchors, expected) and row.other_anchors.dtype == np.float32
-            assert np.array_equal(row.anchors, stub_encoder().anchors(**clip, spans=own))
+            expected = stub_encoder().features(**clip, spans=others)
+            assert np.array_equal(features_of(row.other_anchors), expected)
+            assert np.array_equal(features_of(row.anchors), stub_encoder().features(**clip, spans=own))
     assert 10 < num_others < 5 * COUNT  # some moments are looked at
     counts = made.card.counts
     assert counts["other_segments"] == num_others
@@ -124,7 +125,7 @@ def test_without_other_segments_what_is_written_is_what_was_written_before(made,
     assert "others" not in plain.summary
     rows = TrainingRows.open(plain.folder)
     assert {len(rows.row(i).other_anchors) for i in range(len(rows)) if WITHOUT_LOOKS in rows.ids[i]} == {0}
-    assert rows.row(rows.ids.index("film-5-00000-q0")).other_anchors.shape == (3, 3, 3)  # of its neighbours
+    assert len(rows.row(rows.ids.index("film-5-00000-q0")).other_anchors) == 3  # of its neighbours
 
 
 def _table(folder: str, kind: str, key: str) -> list[dict]:
@@ -181,7 +182,8 @@ def _part(clip_id: str, samples: list[Sample], others: list[Span]) -> Part:
         part.add_sample(sample, clip_id)
     segments = [segment for sample in samples for segment in cut_segments(sample, clip_id)]
     for segment in segments + other_segments(others, clip_id):
-        part.add_segment(segment, np.full((2, 1), segment.start_s, np.float32), num_visual=1, encoder="e")
+        block_KD = np.full((2, 1), segment.start_s, np.float32)
+        part.add_segment(segment, segment_of(block_KD, num_visual=1), encoder="e")
     return part
 
 
@@ -192,9 +194,10 @@ def _read(folder: Path) -> dict[str, list[list[float]]]:
     found = {}
     for index, sample_id in enumerate(rows.ids):
         row = rows.row(index)
-        for block in (row.anchors, row.other_anchors):
-            assert block.shape[1:] == (2, 1) and block.dtype == np.float32 and np.all(block[:, 0] == block[:, 1])
-        found[sample_id] = [row.anchors[:, 0, 0].tolist(), row.other_anchors[:, 0, 0].tolist()]
+        blocks = [features_of(segments, (2, 1)) for segments in (row.anchors, row.other_anchors)]
+        for block in blocks:
+            assert block.dtype == np.float32 and np.all(block[:, 0] == block[:, 1])
+        found[sample_id] = [block[:, 0, 0].tolist() for block in blocks]
     return found
 
 
@@ -238,4 +241,4 @@ def test_a_folder_without_anchors_gives_empty_blocks(tmp_path):
     write_part(str(tmp_path), _part("one", [_sample("a")], []))
     write_card(tmp_path, Card(name="anchors"))
     row = TrainingRows.open(tmp_path).row(0)
-    assert row.anchors.shape == row.other_anchors.shape == (0, 0, 0)
+    assert row.anchors == row.other_anchors == ()

@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
+from stored_features import features_of
 
 from omni_platform.artifacts import find_card, fingerprint_bytes
 from omni_platform.data import pipeline
 from omni_platform.data.account import AccountError, account
 from omni_platform.data.batches import TrainingRows
 from omni_platform.data.manifest import read_manifest
-from omni_platform.data.parts import Part, write_part
+from omni_platform.data.parts import Part, read_rows, write_part
 from omni_platform.data.pipeline import PreprocessConfig, content_fingerprint, preprocess
 from omni_platform.data.quarantine import QuarantineError, read_quarantine
 from omni_platform.data.segments import refuse
@@ -110,8 +111,8 @@ def test_rows_hold_what_the_decoder_and_the_encoder_gave_and_a_second_run_reuses
         assert row.sample_fps == 4.0 and np.array_equal(row.frames, clip.frames[:, ::2, ::2])
         assert row.waveform is not None and np.array_equal(row.waveform, clip.waveform)
         spans = [(look.start_s, look.end_s) for look in row.sample.looks]
-        expected = stub_encoder().anchors(frames=row.frames, sample_fps=4.0, waveform=clip.waveform, spans=spans)
-        assert np.array_equal(row.anchors, expected) and row.anchors.shape == (len(spans), 3, 3)
+        expected = stub_encoder().features(frames=row.frames, sample_fps=4.0, waveform=clip.waveform, spans=spans)
+        assert np.array_equal(features_of(row.anchors), expected) and len(row.anchors) == len(spans)
 
     again = preprocess(replace(config, num_cpus_per_decode=0.5, clips_per_part=4), stub_encoder)
     assert again.reused and again.card == first.card and "reused" in again.summary
@@ -124,7 +125,7 @@ def test_rows_hold_what_the_decoder_and_the_encoder_gave_and_a_second_run_reuses
 def test_a_sample_that_is_too_long_is_quarantined_with_its_length_and_the_others_stay(film, tmp_path, stub_encoder):
     whole = preprocess(_config(film, tmp_path / "whole"), stub_encoder)
     rows = TrainingRows.open(tmp_path / "whole")
-    lengths = dict(zip(rows.ids, rows.lengths, strict=True))
+    lengths = _lengths(tmp_path / "whole")
     for index in (0, 7, len(rows) - 1):  # as the encoder measured it
         row = rows.row(index)
         assert lengths[row.sample.sample_id] == len(row.frames) + len(row.sample.question)
@@ -134,7 +135,7 @@ def test_a_sample_that_is_too_long_is_quarantined_with_its_length_and_the_others
 
     cut = preprocess(_config(film, tmp_path / "cut", max_length=limit), stub_encoder)
     kept = TrainingRows.open(tmp_path / "cut")
-    assert set(kept.ids) == set(lengths) - too_long and max(kept.lengths) <= limit
+    assert set(kept.ids) == set(lengths) - too_long and max(_lengths(tmp_path / "cut").values()) <= limit
     refused = {row.row_id: row for row in read_quarantine(tmp_path / "cut") if row.reason == "too_long"}
     assert refused.keys() == too_long and {row.stage for row in refused.values()} == {"layout"}
     for sample_id, row in refused.items():
@@ -142,6 +143,11 @@ def test_a_sample_that_is_too_long_is_quarantined_with_its_length_and_the_others
     counts = cut.card.counts
     assert counts["rows_in"] == whole.card.counts["rows_in"] == counts["samples"] + counts["quarantined"]
     assert counts["quarantined.too_long"] == len(too_long)
+
+
+def _lengths(folder: Path) -> dict[str, int]:
+    """Sample id -> positions of clip and words, as the encoder measured them."""
+    return {row["sample_id"]: row["length"] for row in read_rows(str(folder), "samples").to_pylist()}
 
 
 def test_what_changes_the_content_changes_the_fingerprint_and_nothing_else_does():

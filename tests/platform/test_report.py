@@ -8,7 +8,6 @@ from html.parser import HTMLParser
 from typing import Any
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 
 from omni_platform.data.batches import TrainingRow
@@ -78,8 +77,7 @@ def _answer(**fields: Any) -> ShownAnswer:
         frames=frames,
         sample_fps=fps,
         waveform=waveform,
-        anchors=np.zeros((0, 1, 1), np.float32),
-        other_anchors=np.zeros((0, 1, 1), np.float32),
+        read_segments=lambda: ((), ()),
     )
     record = {"condition": "own", "right": False, "answer": "<i>no</i>", "text": "<script>x</script>", **fields}
     return ShownAnswer(row=row, record=record)

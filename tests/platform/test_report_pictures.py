@@ -44,8 +44,7 @@ def _row(*looks: tuple[float, float], waveform: np.ndarray | None = None) -> Tra
         frames=_frames(),
         sample_fps=2.0,
         waveform=waveform,
-        anchors=np.zeros((0, 1, 1), np.float32),
-        other_anchors=np.zeros((0, 1, 1), np.float32),
+        read_segments=lambda: ((), ()),
     )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 
 from omni_model.batch import Batch
 from omni_model.heads import Heads
-from omni_model.sequence import PlanBuilder
+from omni_model.losses import Term
+from omni_model.sequence import Media, PlanBuilder, Span
 from omni_model.unroll import UnrollConfig, Unrolled
 from omni_platform.schema import Sample
 
@@ -31,6 +33,11 @@ class Method(Protocol):
     @property
     def num_audio(self) -> int:
         """Audio slots of a phase."""
+        ...
+
+    @property
+    def needs_anchors(self) -> bool:
+        """Whether training reads anchors of the looks. Methods that do not take data with anchors of any kind."""
         ...
 
     @property
@@ -58,6 +65,13 @@ class Method(Protocol):
         """Weights of the method's own beside the backbone's, `feedback` among them."""
         ...
 
-    def losses(self, heads: Heads, outcome: Unrolled, batch: Batch) -> dict[str, torch.Tensor]:
-        """Named raw losses beside the text loss, each with the reduction its function declares."""
+    def losses(self, heads: Heads, outcome: Unrolled, batch: Batch) -> dict[str, Term]:
+        """Named raw losses beside the text loss, each as a sum with its count."""
+        ...
+
+    def counts(self, spans: Sequence[Span], media: Media) -> dict[str, int]:
+        """By name, what a row adds to the count of every loss of `losses`.
+
+        `spans` are the row's latent phases; of its clip only the shape is read.
+        """
         ...

@@ -15,16 +15,19 @@ import torch.nn.functional as F
 from omni_model.batch import Batch
 from omni_model.feedback import FeedbackKind
 from omni_model.heads import Heads, SyncHeads
-from omni_model.losses import Reduction, contrastive_loss, cosine_loss, regression_loss, sync_loss
+from omni_model.losses import Reduction, Term, contrastive_loss, cosine_loss, regression_loss, sync_loss
 from omni_model.masks import Bottleneck
 from omni_model.methods.trajectory import Words, write_trajectory
 from omni_model.pooling import norm_weighted_pool
-from omni_model.positions import Ospe, latent_offsets
-from omni_model.sequence import Kind, PlanBuilder
+from omni_model.positions import Ospe, clip_times, latent_offsets
+from omni_model.processing import MERGE
+from omni_model.sequence import Kind, Media, PlanBuilder, Span
 from omni_model.unroll import Engine, Gradient, JacobiStart, UnrollConfig, Unrolled
 from omni_platform.schema import Sample
 
 _MAX_MOMENTS = 40
+_MIN_TOKENS = 2
+"""Of each sense in a segment that the sync loss compares."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,7 @@ class LatentOmni:
 
     name: ClassVar[str] = "latent_omni"
     has_phases: ClassVar[bool] = True
+    needs_anchors: ClassVar[bool] = True
 
     num_visual: int = 32
     """Visual slots of a phase (K_v)."""
@@ -140,13 +144,17 @@ class LatentOmni:
     def build_heads(self, width: int) -> Heads:
         return Heads(width, feedback=self.feedback, norm_match=self.norm_match, sync=self.sync_weight > 0)
 
-    def losses(self, heads: Heads, outcome: Unrolled, batch: Batch) -> dict[str, torch.Tensor]:
-        sync = outcome.hidden_BLD.sum() * 0.0
+    def losses(self, heads: Heads, outcome: Unrolled, batch: Batch) -> dict[str, Term]:
+        sync = Term(outcome.hidden_BLD.sum() * 0.0, 0)
         if heads.sync is not None:
             sync = self._sync(heads.sync, outcome, batch)
         return {"latent": self._latent(outcome, batch), "sync": sync}
 
-    def _latent(self, outcome: Unrolled, batch: Batch) -> torch.Tensor:
+    def counts(self, spans: Sequence[Span], media: Media) -> dict[str, int]:
+        slots = len(spans) * (self.num_visual + self.num_audio)
+        return {"latent": slots, "sync": _count_usable(spans, media) if self.sync_weight > 0 else 0}
+
+    def _latent(self, outcome: Unrolled, batch: Batch) -> Term:
         if batch.anchors_BPKD is None:
             raise ValueError("the latent loss needs anchors; preprocess the manifest with its trajectories")
         latents, anchors, present = outcome.latents_BPKD, batch.anchors_BPKD, outcome.present_BP
@@ -159,13 +167,13 @@ class LatentOmni:
         others = batch.others_MKD if self.latent_negatives == "clip" else None
         return contrastive_loss(latents, anchors, present, temperature=self.latent_temperature, others_MKD=others)
 
-    def _sync(self, heads: SyncHeads, outcome: Unrolled, batch: Batch) -> torch.Tensor:
-        """Eq. 4 over the segments of the batch, on the clip's live features within each segment.
+    def _sync(self, heads: SyncHeads, outcome: Unrolled, batch: Batch) -> Term:
+        """Eq. 4 on the clip's live features within each segment of the batch, counted by segment.
 
         The features are those of the sequence itself, not of a clip encoded apart: they carry gradient into the
         towers, so the loss can change the model. Segments with fewer than two tokens of a modality are left out.
         """
-        usable = [pair for pair in _segment_features(outcome, batch) if min(map(len, pair)) >= 2]
+        usable = [pair for pair in _segment_features(outcome, batch) if min(map(len, pair)) >= _MIN_TOKENS]
         # Every worker uses the same weights in every step, also on the way back, or exchanges would not match: what
         # stands for no segment hangs on the towers as a segment does.
         encoded = outcome.encoded
@@ -183,7 +191,7 @@ class LatentOmni:
         for alike in shapes.values():
             visual_SND, audio_SND = (torch.stack(of_sense) for of_sense in zip(*alike, strict=True))
             terms.append(len(alike) * _sync_of_segments(visual_SND, audio_SND, scale))
-        return torch.stack(terms).sum() / len(visual) * float(bool(usable))
+        return Term(torch.stack(terms).sum() * float(bool(usable)), len(usable))
 
 
 def _split_like(joined_ND: torch.Tensor, pieces: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
@@ -194,6 +202,18 @@ def _sync_of_segments(visual_SND: torch.Tensor, audio_SND: torch.Tensor, scale: 
     """Both senses pooled to as many moments as the scarcer one has features, at most 40; mean over segments."""
     moments = min(_MAX_MOMENTS, visual_SND.shape[1], audio_SND.shape[1])
     return sync_loss(norm_weighted_pool(visual_SND, moments), norm_weighted_pool(audio_SND, moments), scale)
+
+
+def _count_usable(spans: Sequence[Span], media: Media) -> int:
+    """How many segments the sync loss compares, told from the shape of the clip as `_segment_features` finds them."""
+    times_s = clip_times(
+        grid_thw=media.grid_thw, merge=MERGE, seconds_per_grid=media.seconds_per_grid, num_audio=media.num_audio_tokens
+    )
+    count = 0
+    for span in spans:
+        start_s, end_s = torch.tensor([span.start_s, span.end_s])
+        count += min(int(((t >= start_s) & (t < end_s)).sum()) for t in times_s) >= _MIN_TOKENS
+    return count
 
 
 def _segment_features(outcome: Unrolled, batch: Batch) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -6,6 +6,7 @@ What they gain over the same data without slots is owed to the form: more positi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,10 +14,11 @@ import torch
 
 from omni_model.batch import Batch
 from omni_model.heads import Heads
+from omni_model.losses import Term
 from omni_model.masks import Bottleneck
 from omni_model.methods.trajectory import Words, write_trajectory
 from omni_model.positions import Ospe, latent_offsets
-from omni_model.sequence import PlanBuilder
+from omni_model.sequence import Media, PlanBuilder, Span
 from omni_model.unroll import UnrollConfig, Unrolled
 from omni_platform.schema import Sample
 
@@ -28,6 +30,7 @@ class PauseTokens:
     name: ClassVar[str] = "pause"
     has_phases: ClassVar[bool] = True
     weights: ClassVar[dict[str, float]] = {}
+    needs_anchors: ClassVar[bool] = False
 
     num_visual: int = 32
     """Slots of a phase that carry the positions of visual ones."""
@@ -73,7 +76,10 @@ class PauseTokens:
     def build_heads(self, width: int) -> Heads:
         return Heads(width, feedback="constant", norm_match=self.norm_match)
 
-    def losses(self, heads: Heads, outcome: Unrolled, batch: Batch) -> dict[str, torch.Tensor]:
+    def losses(self, heads: Heads, outcome: Unrolled, batch: Batch) -> dict[str, Term]:
+        return {}
+
+    def counts(self, spans: Sequence[Span], media: Media) -> dict[str, int]:
         return {}
 
 
@@ -86,6 +92,7 @@ class Markers:
     num_visual: ClassVar[int] = 0
     num_audio: ClassVar[int] = 0
     weights: ClassVar[dict[str, float]] = {}
+    needs_anchors: ClassVar[bool] = False
 
     max_train_phases: int = 3
     """Samples with more looks than this are refused."""
@@ -116,5 +123,8 @@ class Markers:
     def build_heads(self, width: int) -> Heads:
         return Heads(width)
 
-    def losses(self, heads: Heads, outcome: Unrolled, batch: Batch) -> dict[str, torch.Tensor]:
+    def losses(self, heads: Heads, outcome: Unrolled, batch: Batch) -> dict[str, Term]:
+        return {}
+
+    def counts(self, spans: Sequence[Span], media: Media) -> dict[str, int]:
         return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,8 +10,9 @@ import torch
 
 from omni_model.batch import Batch
 from omni_model.heads import Heads
+from omni_model.losses import Term
 from omni_model.methods.trajectory import Words, spoken
-from omni_model.sequence import Kind, PlanBuilder
+from omni_model.sequence import Kind, Media, PlanBuilder, Span
 from omni_model.unroll import UnrollConfig, Unrolled
 from omni_platform.schema import Sample, TextStep
 
@@ -25,6 +27,7 @@ class AnswerOnly:
     num_audio: ClassVar[int] = 0
     unroll: ClassVar[UnrollConfig] = UnrollConfig(engine="teacher_parallel")
     weights: ClassVar[dict[str, float]] = {}
+    needs_anchors: ClassVar[bool] = False
 
     def write(self, builder: PlanBuilder, sample: Sample) -> None:
         builder.text(f"Answer: {sample.answer}", Kind.TEXT, learn=True).end_turn()
@@ -35,7 +38,10 @@ class AnswerOnly:
     def build_heads(self, width: int) -> Heads:
         return Heads(width)
 
-    def losses(self, heads: Heads, outcome: Unrolled, batch: Batch) -> dict[str, torch.Tensor]:
+    def losses(self, heads: Heads, outcome: Unrolled, batch: Batch) -> dict[str, Term]:
+        return {}
+
+    def counts(self, spans: Sequence[Span], media: Media) -> dict[str, int]:
         return {}
 
 
@@ -49,6 +55,7 @@ class TextCot:
     num_audio: ClassVar[int] = 0
     unroll: ClassVar[UnrollConfig] = UnrollConfig(engine="teacher_parallel")
     weights: ClassVar[dict[str, float]] = {}
+    needs_anchors: ClassVar[bool] = False
 
     words: Words = "trajectory"
     """How much of the trajectory's words is said, as in latent_omni."""
@@ -73,5 +80,8 @@ class TextCot:
     def build_heads(self, width: int) -> Heads:
         return Heads(width)
 
-    def losses(self, heads: Heads, outcome: Unrolled, batch: Batch) -> dict[str, torch.Tensor]:
+    def losses(self, heads: Heads, outcome: Unrolled, batch: Batch) -> dict[str, Term]:
+        return {}
+
+    def counts(self, spans: Sequence[Span], media: Media) -> dict[str, int]:
         return {}

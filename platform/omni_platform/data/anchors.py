@@ -1,31 +1,25 @@
-"""Anchors: what a model's own encoders make of the moments that a trajectory looks at.
+"""Segments: what a model's own encoders make of the moments that a trajectory refers to.
 
-The ground floor knows no model: it receives a function that builds a `ClipEncoder`.
+The platform knows no model: it receives a function that builds a `ClipEncoder`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
-from omni_platform.schema import Sample
+from omni_platform.schema import FineFeatures, Sample, SegmentFeatures
 
 
 class ClipEncoder(Protocol):
-    """Pools a clip's features into `num_visual + num_audio` vectors per time span."""
+    """Encodes time spans of a clip, to be stored for any number of slots."""
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the weights and every setting that changes the anchors."""
+        """Changes with the weights and every setting that changes what is stored of a segment."""
         ...
-
-    @property
-    def num_visual(self) -> int: ...
-
-    @property
-    def num_audio(self) -> int: ...
 
     @property
     def dim(self) -> int: ...
@@ -35,18 +29,18 @@ class ClipEncoder(Protocol):
         ...
 
     def length(self, sample: Sample, *, frames: np.ndarray, sample_fps: float, waveform: np.ndarray | None) -> int:
-        """Positions of the sample's whole sequence with this clip, slots included; `frames` are prepared ones."""
+        """Positions of the sample's clip and words, no method's slots among them; `frames` are prepared ones."""
         ...
 
-    def anchors(
+    def segments(
         self,
         *,
         frames: np.ndarray,
         sample_fps: float,
         waveform: np.ndarray | None,
         spans: list[tuple[float, float]],
-    ) -> np.ndarray:
-        """float32 (len(spans), num_visual + num_audio, dim), visual rows first.
+    ) -> Sequence[SegmentFeatures]:
+        """One a span, `dim` wide.
 
         `frames` are prepared ones. Raises `ValueError` for a clip that it cannot encode (it is quarantined);
         any other error ends the job.
@@ -65,16 +59,27 @@ def encode_spans(
     sample_fps: float,
     waveform: np.ndarray | None,
     spans: list[tuple[float, float]],
-) -> dict[tuple[float, float], np.ndarray]:
-    """Anchors (K, D) of each span; equal spans of several questions are encoded once."""
+) -> dict[tuple[float, float], SegmentFeatures]:
+    """The features of each span; equal spans of several questions are encoded once."""
     unique = sorted(set(spans))
     if not unique:
         return {}
-    anchors = encoder.anchors(frames=frames, sample_fps=sample_fps, waveform=waveform, spans=unique)
-    expected = (len(unique), encoder.num_visual + encoder.num_audio, encoder.dim)
-    if anchors.shape != expected or anchors.dtype != np.float32:
-        found = f"{anchors.dtype} {anchors.shape}"
-        raise TypeError(f"the encoder must return float32 {expected} anchors, it returned {found}")
-    if not np.isfinite(anchors).all():
-        raise ValueError("the encoder returned anchors that are not finite")
-    return dict(zip(unique, anchors, strict=True))
+    segments = encoder.segments(frames=frames, sample_fps=sample_fps, waveform=waveform, spans=unique)
+    if len(segments) != len(unique):
+        raise TypeError(f"the encoder must return one segment a span: {len(unique)} spans, {len(segments)} segments")
+    for segment in segments:
+        _check(segment.visual, encoder.dim)
+        _check(segment.audio, encoder.dim)
+    return dict(zip(unique, segments, strict=True))
+
+
+def _check(fine: FineFeatures, dim: int) -> None:
+    values, weights = fine.values, fine.weights
+    shapes_fit = values.ndim == 2 and values.shape[1] == dim and weights.shape == values.shape[:1]
+    if not shapes_fit or values.dtype not in (np.float32, np.float16) or weights.dtype != np.float32:
+        raise TypeError(
+            f"the encoder must return float32 or float16 (rows, {dim}) features with float32 (rows,) weights, it "
+            f"returned {values.dtype} {values.shape} with {weights.dtype} {weights.shape}"
+        )
+    if not (np.isfinite(values).all() and np.isfinite(weights).all()):
+        raise ValueError("the encoder returned features that are not finite")

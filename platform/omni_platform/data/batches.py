@@ -7,27 +7,28 @@ resuming is a jump, with any number of workers.
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from omni_platform import storage
-from omni_platform.artifacts import Card, read_card
+from omni_platform.artifacts import Card, CardError, read_card
 from omni_platform.data.clip_anchors import ClipAnchors
 from omni_platform.data.parts import from_pcm, read_rows, to_sample
-from omni_platform.schema import Sample
+from omni_platform.data.row_groups import RowGroupReader, find_clips
+from omni_platform.schema import SCHEMA_VERSION, Sample, SegmentFeatures
 
-_OPEN_FILES = 16
+_SHAPE = ("num_frames", "height_px", "width_px", "sample_fps", "num_samples")
+Segments = tuple[tuple[SegmentFeatures, ...], tuple[SegmentFeatures, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRow:
-    """One sample with its clip, the anchors of its looks and those of other segments of the clip."""
+    """One sample with its clip; what is stored of its segments is read when it is asked for."""
 
     sample: Sample
     clip_id: str
@@ -36,51 +37,70 @@ class TrainingRow:
     sample_fps: float
     waveform: np.ndarray | None
     """float32 (N,) at 16 kHz, or None for a mute clip."""
-    anchors: np.ndarray
-    """float32 (S, K, D): one block per look, visual rows first; S is 0 for a sample without looks."""
-    other_anchors: np.ndarray
-    """float32 (M, K, D): segments of the clip that share no time with the sample's looks, each once, in their order."""
+    read_segments: Callable[[], Segments]
+
+    @property
+    def anchors(self) -> tuple[SegmentFeatures, ...]:
+        """One per look, in the order of the trajectory."""
+        return self.read_segments()[0]
+
+    @property
+    def other_anchors(self) -> tuple[SegmentFeatures, ...]:
+        """Segments of the clip that share no time with the sample's looks, each once, in the order of time."""
+        return self.read_segments()[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowOutline:
+    """One sample and the shape of its clip, all of which is in memory."""
+
+    sample: Sample
+    clip_id: str
+    num_frames: int
+    height_px: int
+    width_px: int
+    sample_fps: float
+    num_samples: int | None
+    """Of sound at 16 kHz, None for a mute clip."""
 
 
 class TrainingRows:
     """Random access to the rows of a complete preprocessed folder, local or `s3://`.
 
-    Samples and anchors are held in memory; clips are read by row group and a few are kept. Not for sharing
-    between threads; pickles cheaply (a worker opens its own files).
+    Samples and the shapes of clips are held in memory; clips and segments are read by row group and a few are kept.
+    Not for sharing between threads; pickles cheaply (a worker opens its own files).
     """
 
     @classmethod
     def open(cls, folder: str | Path, *, cached_clips: int = 32) -> TrainingRows:
-        """Read samples, anchors and the index of clips. Raises `CardError` for an incomplete folder."""
+        """Read samples and the index of clips. Raises `CardError` for a folder that is incomplete or of old."""
         return cls(storage.absolute(folder), cached_clips=cached_clips)
 
     def __init__(self, folder: str, *, cached_clips: int) -> None:
         self.folder = folder
         self.card: Card = read_card(folder)
+        if self.card.schema_version != SCHEMA_VERSION:
+            raise CardError(
+                f"{folder} was written in version {self.card.schema_version} of the schema, and this code reads "
+                f"version {SCHEMA_VERSION}: preprocess the manifest again"
+            )
         # In the order of their ids, not of the parts, which depend on how the work was divided.
         samples = sorted(read_rows(folder, "samples").to_pylist(), key=lambda row: row["sample_id"])
         self._samples = [to_sample(row) for row in samples]
         self.ids: list[str] = [sample.sample_id for sample in self._samples]
         """Sample ids, sorted: row i has id i."""
         self._clip_ids = [row["clip_id"] for row in samples]
-        self._lengths = [row.get("length") for row in samples]  # absent in folders of schema version 1
-        self._anchors = ClipAnchors(folder)
-        self._places = _find_clips(folder)
-        self._clips = _ClipReader(cached_clips)
+        self._segments = ClipAnchors(folder, cached_clips=cached_clips)
+        self._clips = find_clips(folder, "clips", columns=_SHAPE)
+        self._reader = RowGroupReader(_parse_clip, cached=cached_clips)
 
     def __len__(self) -> int:
         return len(self._samples)
 
-    @property
-    def lengths(self) -> Sequence[int]:
-        """Positions of every row's sequence, by row number. Raises `ValueError` where they were not measured."""
-        known = [length for length in self._lengths if length is not None]
-        if len(known) < len(self._lengths):
-            raise ValueError(
-                f"{self.folder} does not tell how long its samples are (schema version {self.card.schema_version}); "
-                "preprocess the manifest again, or train without grouping by length"
-            )
-        return known
+    def outline(self, index: int) -> RowOutline:
+        """What is known of a row without reading its clip."""
+        clip_id = self._clip_ids[index]
+        return RowOutline(sample=self._samples[index], clip_id=clip_id, **self._clips[clip_id][1])
 
     def sample(self, index: int) -> Sample:
         """The sample of a row, without reading its clip."""
@@ -89,9 +109,9 @@ class TrainingRows:
     def row(self, index: int) -> TrainingRow:
         """A whole row; reads its clip unless it was read lately."""
         sample, clip_id = self._samples[index], self._clip_ids[index]
-        clip = self._clips.read(*self._places[clip_id])
-        anchors, others = self._anchors.of(sample.sample_id, clip_id)
-        return TrainingRow(sample=sample, clip_id=clip_id, anchors=anchors, other_anchors=others, **clip)
+        clip = self._reader.read(self._clips[clip_id][0])
+        segments = partial(self._segments.of, sample.sample_id, clip_id)
+        return TrainingRow(sample=sample, clip_id=clip_id, read_segments=segments, **clip)
 
 
 def epoch_order(ids: Sequence[str], seed: int, epoch: int) -> np.ndarray:
@@ -119,52 +139,6 @@ def step_indices(
         raise IndexError(f"step {step} of {last} on rank {rank} of {world_size} does not exist")
     rows = order[step * size : (step + 1) * size]
     return rows.reshape(accumulation, world_size, per_device_batch)[:, rank].tolist()
-
-
-def _find_clips(folder: str) -> dict[str, tuple[str, int]]:
-    """Clip id -> (file, row group)."""
-    places: dict[str, tuple[str, int]] = {}
-    for uri in storage.list_files(storage.join(folder, "clips"), ".parquet"):
-        with storage.open_read(uri) as file:
-            ids = pq.read_table(file, columns=["clip_id"])["clip_id"].to_pylist()
-        places |= {clip_id: (uri, group) for group, clip_id in enumerate(ids)}
-    return places
-
-
-class _ClipReader:
-    """Reads row groups of clip files; remembers the last clips and open files."""
-
-    def __init__(self, cached_clips: int) -> None:
-        self._cached_clips = cached_clips
-        self._clips: OrderedDict[tuple[str, int], dict[str, Any]] = OrderedDict()
-        self._files: OrderedDict[str, tuple[IO[bytes], pq.ParquetFile]] = OrderedDict()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"cached_clips": self._cached_clips}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["cached_clips"])
-
-    def read(self, uri: str, group: int) -> dict[str, Any]:
-        """Frames, rate and waveform of one clip; the arrays are shared between calls."""
-        key = (uri, group)
-        if key in self._clips:
-            self._clips.move_to_end(key)
-            return self._clips[key]
-        self._clips[key] = clip = _parse_clip(self._open(uri).read_row_group(group))
-        while len(self._clips) > self._cached_clips:
-            self._clips.popitem(last=False)
-        return clip
-
-    def _open(self, uri: str) -> pq.ParquetFile:
-        if uri not in self._files:
-            handle = storage.open_read(uri)
-            self._files[uri] = (handle, pq.ParquetFile(handle))
-        self._files.move_to_end(uri)
-        while len(self._files) > _OPEN_FILES:
-            _, (handle, _) = self._files.popitem(last=False)
-            handle.close()
-        return self._files[uri][1]
 
 
 def _parse_clip(table: Any) -> dict[str, Any]:

@@ -1,44 +1,47 @@
-"""The anchors of a preprocessed folder in memory: of what a sample looks at, and of what else there is in its clip."""
+"""The segments of a preprocessed folder: what a sample refers to, and what else there is in its clip."""
 
-# S = looks of one sample, M = other segments of its clip, N = segments of a clip, K = anchors of one, D = their width.
+# S = looks of one sample, M = other segments of its clip, N = segments of a clip.
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 
-from omni_platform.data.parts import read_rows
+from omni_platform.data.parts import read_rows, to_segment_features
+from omni_platform.data.row_groups import RowGroupReader, find_clips
 from omni_platform.data.segments import overlap, same_span
+from omni_platform.schema import SegmentFeatures
 
 
 class ClipAnchors:
-    """One block of anchors per clip, its segments in the order of time, and which of them are whose."""
+    """Which segments are whose, in memory, and what the towers made of them, read clip by clip."""
 
-    def __init__(self, folder: str) -> None:
-        anchors = _read_anchors(folder)
-        self._empty = np.zeros((0, *next((a.shape for a in anchors.values()), (0, 0))), np.float32)
-        self._blocks: dict[str, np.ndarray] = {}
-        """Clip id -> float32 (N, K, D)."""
+    def __init__(self, folder: str, *, cached_clips: int = 32) -> None:
+        self._places = {clip_id: place for clip_id, (place, _) in find_clips(folder, "anchors").items()}
+        self._reader = RowGroupReader(_parse_segments, cached=cached_clips)
+        self._segment_ids: dict[str, list[str]] = {}
+        """Clip id -> its segments, by time."""
         self._once: dict[str, list[int]] = {}
-        """Clip id -> places in its block, each moment once."""
+        """Clip id -> places in that list, each moment once."""
         self._looks: dict[str, list[int]] = {}
         """Sample id -> places of its looks, in the order of its trajectory."""
         self._others: dict[str, list[int]] = {}
         """Sample id -> places of the moments that it does not look at."""
         for clip_id, rows in _segments_by_clip(folder).items():
-            self._blocks[clip_id] = np.stack([anchors[row["segment_id"]] for row in rows])
+            self._segment_ids[clip_id] = [row["segment_id"] for row in rows]
             self._sort_out(clip_id, rows)
 
-    def of(self, sample_id: str, clip_id: str) -> tuple[np.ndarray, np.ndarray]:
-        """A sample's own anchors, float32 (S, K, D), look by look; the others of its clip, (M, K, D), in order of time.
+    def of(self, sample_id: str, clip_id: str) -> tuple[tuple[SegmentFeatures, ...], tuple[SegmentFeatures, ...]]:
+        """A sample's own S segments, look by look, and the M others of its clip, in order of time.
 
         What shares time with a look of the sample is none of the others: it shows some of what the look shows.
         """
-        if clip_id not in self._blocks:
-            return self._empty, self._empty
-        block_NKD, once = self._blocks[clip_id], self._once[clip_id]
-        return block_NKD[self._looks.get(sample_id, [])], block_NKD[self._others.get(sample_id, once)]
+        if clip_id not in self._segment_ids:
+            return (), ()
+        features, ids = self._reader.read(self._places[clip_id]), self._segment_ids[clip_id]
+        own, others = self._looks.get(sample_id, []), self._others.get(sample_id, self._once[clip_id])
+        return tuple(features[ids[i]] for i in own), tuple(features[ids[i]] for i in others)
 
     def _sort_out(self, clip_id: str, rows: list[dict[str, Any]]) -> None:
         spans = [(row["start_s"], row["end_s"]) for row in rows]
@@ -56,14 +59,8 @@ class ClipAnchors:
             self._others[sample_id] = [i for i in once if not any(overlap(spans[i], spans[j]) for j in own)]
 
 
-def _read_anchors(folder: str) -> dict[str, np.ndarray]:
-    """Segment id -> float32 (K, D)."""
-    table = read_rows(folder, "anchors")
-    columns = (table[name].to_pylist() for name in ("segment_id", "num_visual", "num_audio", "dim"))
-    return {
-        segment_id: table["anchors"][i].values.to_numpy().reshape(num_visual + num_audio, dim)
-        for i, (segment_id, num_visual, num_audio, dim) in enumerate(zip(*columns, strict=True))
-    }
+def _parse_segments(table: pa.Table) -> dict[str, SegmentFeatures]:
+    return {row["segment_id"]: to_segment_features(row) for row in table.to_pylist()}
 
 
 def _segments_by_clip(folder: str) -> dict[str, list[dict[str, Any]]]:

@@ -7,6 +7,7 @@ written last: a part with a samples file is whole.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,9 +21,11 @@ from omni_platform.data.quarantine import to_table
 from omni_platform.data.tables import ANCHOR_SCHEMA, CLIP_SCHEMA, SAMPLE_SCHEMA, SEGMENT_SCHEMA
 from omni_platform.media.decode import SAMPLE_RATE_HZ, DecodedClip
 from omni_platform.schema import (
+    FineFeatures,
     Quarantined,
     Sample,
     Segment,
+    SegmentFeatures,
     steps_from_rows,
     steps_to_rows,
 )
@@ -55,26 +58,29 @@ class Part:
                 "width_px": width_px,
                 "has_audio": clip.has_audio,
                 "waveform": None if clip.waveform is None else pcm_bytes(clip.waveform),
+                "num_samples": None if clip.waveform is None else len(clip.waveform),
                 "sample_rate_hz": SAMPLE_RATE_HZ,
             }
         )
 
     def add_sample(self, sample: Sample, clip_id: str, *, length: int | None = None) -> None:
-        """`length` is that of the sample's sequence; None where nobody has measured it."""
+        """`length` is that of clip and words; None where it was not measured."""
         row = {**asdict(sample), "options": list(sample.options), "clip_id": clip_id, "length": length}
         self.samples.append({**row, "trajectory": steps_to_rows(sample.trajectory)})
 
-    def add_segment(self, segment: Segment, anchors_KD: np.ndarray, *, num_visual: int, encoder: str) -> None:
+    def add_segment(self, segment: Segment, features: SegmentFeatures, *, encoder: str) -> None:
+        values = features.visual.values
         self.segments.append(asdict(segment))
         self.anchors.append(
             {
                 "segment_id": segment.segment_id,
                 "sample_id": segment.sample_id,
+                "clip_id": segment.clip_id,
                 "index": segment.index,
-                "num_visual": num_visual,
-                "num_audio": len(anchors_KD) - num_visual,
-                "dim": anchors_KD.shape[1],
-                "anchors": anchors_KD.reshape(-1),
+                "dim": values.shape[1],
+                "dtype": str(values.dtype),
+                **_fine_columns("visual", features.visual),
+                **_fine_columns("audio", features.audio),
                 "encoder_fingerprint": encoder,
             }
         )
@@ -96,20 +102,20 @@ def write_part(folder: str, part: Part) -> None:
         write_table(storage.join(folder, "quarantine", name), to_table(part.quarantined))
     if not part.samples:
         return
+    _write_by_clip(storage.join(folder, "clips", name), part.clips, CLIP_SCHEMA)
+    write_table(storage.join(folder, "segments", name), pa.Table.from_pylist(part.segments, schema=SEGMENT_SCHEMA))
+    _write_by_clip(storage.join(folder, "anchors", name), part.anchors, ANCHOR_SCHEMA)
+    write_table(storage.join(folder, "samples", name), pa.Table.from_pylist(part.samples, schema=SAMPLE_SCHEMA))
+
+
+def _write_by_clip(uri: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    """One row group per clip, so that a reader fetches a clip without its neighbours."""
     with (
-        storage.open_write(storage.join(folder, "clips", name)) as file,
-        # One row group per clip, so that a reader fetches a clip without its neighbours.
-        pq.ParquetWriter(file, CLIP_SCHEMA, compression="zstd", compression_level=1, use_dictionary=False) as rows,
+        storage.open_write(uri) as file,
+        pq.ParquetWriter(file, schema, compression="zstd", compression_level=1, use_dictionary=False) as groups,
     ):
-        for clip in part.clips:
-            rows.write_table(pa.Table.from_pylist([clip], schema=CLIP_SCHEMA))
-    for kind, schema in (
-        ("segments", SEGMENT_SCHEMA),
-        ("anchors", ANCHOR_SCHEMA),
-        ("samples", SAMPLE_SCHEMA),
-    ):
-        table = pa.Table.from_pylist(getattr(part, kind), schema=schema)
-        write_table(storage.join(folder, kind, name), table)
+        for _, of_clip in itertools.groupby(rows, key=lambda row: row["clip_id"]):
+            groups.write_table(pa.Table.from_pylist(list(of_clip), schema=schema))
 
 
 def write_table(uri: str, table: pa.Table) -> None:
@@ -159,6 +165,11 @@ def to_sample(row: dict[str, Any]) -> Sample:
     return Sample(**fields)
 
 
+def to_segment_features(row: dict[str, Any]) -> SegmentFeatures:
+    """The features in a row of the anchors table."""
+    return SegmentFeatures(visual=_to_fine(row, "visual"), audio=_to_fine(row, "audio"))
+
+
 def pcm_bytes(waveform: np.ndarray) -> bytes:
     """float32 samples on the 16-bit grid, as the decoder gives them, without loss."""
     return np.round(waveform * 32768.0).astype("<i2").tobytes()
@@ -177,3 +188,21 @@ def find_duplicates(ids: Iterable[str]) -> list[str]:
 
 def _name_of(uri: str) -> str:
     return uri.rpartition("/")[2]
+
+
+def _fine_columns(sense: str, fine: FineFeatures) -> dict[str, Any]:
+    return {
+        sense: np.ascontiguousarray(fine.values).tobytes(),
+        f"{sense}_weights": fine.weights,
+        f"{sense}_features": fine.num_features,
+        f"{sense}_bins": fine.num_bins,
+    }
+
+
+def _to_fine(row: dict[str, Any], sense: str) -> FineFeatures:
+    weights = np.asarray(row[f"{sense}_weights"], np.float32)
+    # A copy, because torch refuses (with a warning) to share memory that it may not write.
+    values = np.frombuffer(row[sense], row["dtype"]).reshape(len(weights), row["dim"]).copy()
+    return FineFeatures(
+        values=values, weights=weights, num_features=row[f"{sense}_features"], num_bins=row[f"{sense}_bins"]
+    )

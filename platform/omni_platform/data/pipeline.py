@@ -53,7 +53,8 @@ class PreprocessConfig:
     use_audio_in_video: bool = True
     """Decode the sound of the clips. Off, every clip is mute: only rows with needs_audio false are used."""
     max_length: int = 32768
-    """Samples whose sequence has more positions are quarantined, never cut."""
+    """Samples whose clip and words alone have more positions are quarantined, never cut. The slots and markers of a
+    method come on top: training measures whole sequences against its own max_length."""
     other_segments: int = 0
     """Segments per clip that are encoded beside those its samples look at, spread evenly over the clip, so that a
     contrastive loss has other moments of the clip to tell the right one from."""

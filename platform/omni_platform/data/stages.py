@@ -109,7 +109,7 @@ class EncodeClips:
             usable = self._keep_short(part, usable, lengths)
             looks = [(look.start_s, look.end_s) for sample in usable for look in sample.looks]
             others = spread_spans(clip.duration_s, looks, self._other_segments)
-            anchors = encode_spans(encoder, **content, spans=looks + others)
+            features = encode_spans(encoder, **content, spans=looks + others)
         except ValueError as error:
             detail = f"{usable[0].clip_uri} cannot be encoded: {error}"
             part.quarantined += [refuse(sample, "anchors", "not_encodable", detail) for sample in usable]
@@ -120,8 +120,7 @@ class EncodeClips:
             part.add_sample(sample, clip_id, length=lengths[sample.sample_id])
         segments = [segment for sample in usable for segment in cut_segments(sample, clip_id)]
         for segment in segments + other_segments(others, clip_id):
-            anchors_KD = anchors[segment.start_s, segment.end_s]
-            part.add_segment(segment, anchors_KD, num_visual=encoder.num_visual, encoder=encoder.fingerprint)
+            part.add_segment(segment, features[segment.start_s, segment.end_s], encoder=encoder.fingerprint)
 
     def _keep_short(self, part: Part, samples: list[Sample], lengths: dict[str, int]) -> list[Sample]:
         """The samples that fit; the others are quarantined whole: a sequence cut anywhere teaches nonsense."""

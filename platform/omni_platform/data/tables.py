@@ -8,6 +8,16 @@ from omni_platform.schema import SCHEMA_VERSION
 
 _STEP = pa.struct([("text", pa.string()), ("start_s", pa.float64()), ("end_s", pa.float64())])
 
+
+def _fine(sense: str) -> list[tuple[str, pa.DataType]]:
+    return [
+        (sense, pa.binary()),
+        (f"{sense}_weights", pa.list_(pa.float32())),
+        (f"{sense}_features", pa.int32()),
+        (f"{sense}_bins", pa.int32()),
+    ]
+
+
 SAMPLE_SCHEMA = pa.schema(
     [
         ("sample_id", pa.string()),
@@ -23,7 +33,7 @@ SAMPLE_SCHEMA = pa.schema(
     ],
     metadata={"schema": "sample", "version": str(SCHEMA_VERSION)},
 )
-"""`length` counts the positions of the sample's whole sequence in the layout of the latent method."""
+"""`length` counts the positions of clip and words; what a method puts at a look, markers and slots, comes on top."""
 
 CLIP_SCHEMA = pa.schema(
     [
@@ -37,11 +47,15 @@ CLIP_SCHEMA = pa.schema(
         ("width_px", pa.int32()),
         ("has_audio", pa.bool_()),
         ("waveform", pa.binary()),
+        ("num_samples", pa.int32()),
         ("sample_rate_hz", pa.int32()),
     ],
     metadata={"schema": "clip", "version": str(SCHEMA_VERSION)},
 )
-"""Decoded clips: `frames` is uint8 (num_frames, height_px, width_px, 3), `waveform` int16 mono."""
+"""Decoded clips: `frames` is uint8 (num_frames, height_px, width_px, 3), `waveform` int16 mono.
+
+`num_samples` are those of the waveform, null for a clip without sound.
+"""
 
 SEGMENT_SCHEMA = pa.schema(
     [
@@ -60,16 +74,17 @@ ANCHOR_SCHEMA = pa.schema(
     [
         ("segment_id", pa.string()),
         ("sample_id", pa.string()),
+        ("clip_id", pa.string()),
         ("index", pa.int32()),
-        ("num_visual", pa.int32()),
-        ("num_audio", pa.int32()),
         ("dim", pa.int32()),
-        ("anchors", pa.list_(pa.float32())),
+        ("dtype", pa.string()),
+        *_fine("visual"),
+        *_fine("audio"),
         ("encoder_fingerprint", pa.string()),
     ],
     metadata={"schema": "anchor", "version": str(SCHEMA_VERSION)},
 )
-"""`anchors` is float32 (num_visual + num_audio, dim), visual rows first, flattened row by row."""
+"""For each sense `FineFeatures`: `<sense>` holds its values, `dtype` (rows, dim), as many rows as there are weights."""
 
 QUARANTINE_SCHEMA = pa.schema(
     [("row_id", pa.string()), ("stage", pa.string()), ("reason", pa.string()), ("detail", pa.string())],

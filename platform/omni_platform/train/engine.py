@@ -11,7 +11,7 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,7 +31,7 @@ class Engine(Protocol):
 
     device: torch.device
 
-    def forward(self, batch: Any) -> dict[str, torch.Tensor]: ...
+    def forward(self, batch: Any, divisors: Mapping[str, float]) -> dict[str, torch.Tensor]: ...
 
     def backward(self, loss: torch.Tensor) -> None: ...
 
@@ -105,8 +105,8 @@ class TorchEngine:
         self._micro_steps = 0
         self._norm: float | None = None
 
-    def forward(self, batch: Any) -> dict[str, torch.Tensor]:
-        return self._module(batch)
+    def forward(self, batch: Any, divisors: Mapping[str, float]) -> dict[str, torch.Tensor]:
+        return self._module(batch, divisors)
 
     def backward(self, loss: torch.Tensor) -> None:
         (loss / self._accumulation).backward()
@@ -161,8 +161,8 @@ class DeepSpeedEngine:
             config=deepspeed_config(config, world_size=dist.get_world_size()),
         )
 
-    def forward(self, batch: Any) -> dict[str, torch.Tensor]:
-        return self._engine(batch)
+    def forward(self, batch: Any, divisors: Mapping[str, float]) -> dict[str, torch.Tensor]:
+        return self._engine(batch, divisors)
 
     def backward(self, loss: torch.Tensor) -> None:
         self._engine.backward(loss)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from omni_platform.tracking import RunIntent, Telemetry
@@ -20,6 +21,7 @@ from omni_platform.train.checkpoint import Storage, checkpoint_name, fetch
 from omni_platform.train.config import TrainConfig
 from omni_platform.train.engine import read_weights
 from omni_platform.train.export import Origin, write_export
+from omni_platform.train.sizes import measure_rows, refusal_report
 from omni_platform.train.task import Rows, Task
 
 _FILE = "evaluation.json"
@@ -41,7 +43,7 @@ def evaluate_checkpoint(job: EvaluationJob, storage: Storage, step: int) -> dict
     Raises DamagedCheckpointError where the checkpoint is not as it was saved.
     """
     task = _task_at(job, storage, step)
-    figures = _measure(task, job.open_rows(), job.config.per_device_eval_batch_size)
+    figures = mean_losses(task, job.open_rows(), job.config.per_device_eval_batch_size)
     with Telemetry(job.run) as telemetry:
         telemetry.metrics(step, {f"eval/{name}": value for name, value in figures.items()})
     storage.write(checkpoint_name(step), _FILE, json.dumps(figures).encode())
@@ -128,13 +130,17 @@ def _fill(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
 
 
 @torch.no_grad()
-def _measure(task: Task, rows: Rows, batch_size: int) -> dict[str, float]:
+def mean_losses(task: Task, rows: Rows, batch_size: int) -> dict[str, float]:
+    """Every term as the task defines it over all rows at once, whatever the size of a batch."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module = task.module.eval().to(device)
+    module, sized = task.module.eval().to(device), measure_rows(task, rows)
+    if sized.refused:
+        print(f"evaluation: {refusal_report(sized)}", flush=True)
+    divisors = sized.divisors(np.arange(len(sized)), micro_batches=1)
     sums: dict[str, float] = {}
-    for start in range(0, len(rows), batch_size):
-        batch = [rows.row(i) for i in range(start, min(start + batch_size, len(rows)))]
-        for name, value in module(task.collate(batch).to(device)).items():
+    for start in range(0, len(sized), batch_size):
+        batch = [sized.row(i) for i in range(start, min(start + batch_size, len(sized)))]
+        for name, value in module(task.collate(batch).to(device), divisors).items():
             if value.is_floating_point():
-                sums[name] = sums.get(name, 0.0) + float(value) * len(batch)
-    return {name: total / len(rows) for name, total in sums.items()}
+                sums[name] = sums.get(name, 0.0) + float(value)
+    return sums

@@ -32,6 +32,7 @@ from omni_platform.train.plan import Plan
 from omni_platform.train.saving import Saver, refuse_without_lease, resume
 from omni_platform.train.schedule import check_schedule, learning_rate
 from omni_platform.train.sharded import build_sharded
+from omni_platform.train.sizes import SizedRows, StepDivisors, check_counts, join_shares, measure_share, refusal_report
 from omni_platform.train.state import Progress, seed_everything
 from omni_platform.train.task import Rows, Task, begin_step, loss_weights, task_identity
 
@@ -56,7 +57,8 @@ def work(job: Job, place: Place) -> dict[str, Any]:
     config, goodput = job.config, Goodput()
     check_schedule(config)
     seed_everything(config.seed)  # the same weights on every worker
-    task, rows = build_sharded(config, job.build_task, place.device), job.open_rows()
+    task = build_sharded(config, job.build_task, place.device)
+    rows = _measure(job, task)
     init_weights(config, task, place)
     task.module.train()  # pretrained models come in evaluation mode
     engine = make_engine(config, task, place.device)
@@ -68,37 +70,58 @@ def work(job: Job, place: Place) -> dict[str, Any]:
     if progress.step >= plan.total_steps and dist.get_rank() == 0:
         print(f"{config.run_name}: already finished at step {progress.step}; nothing is trained", flush=True)
     with Notes(job.run, config, plan, progress, loss_weights(task), on_terminal=job.on_terminal) as notes:
+        _note_refused(job, notes, rows)
         saver = Saver(place, engine, config, plan, identity, progress, goodput, partial(notes.tag, "checkpoint_failed"))
-        stopped = _train(job, place, engine, task, rows, plan, progress, goodput, saver, notes)
+        parts = _Parts(
+            task=task, rows=rows, engine=engine, plan=plan, divisors=StepDivisors(rows, plan), progress=progress,
+            goodput=goodput, saver=saver, notes=notes,
+        )  # fmt: skip
+        stopped = _train(job, place, parts)
         saver.settle()
         refuse_without_lease(place, config)
         summary = {"steps": progress.step} if stopped else finish(notes, config, task, engine, progress)
     summary["checkpoint_failed"] = gather(saver.failure)[0]
     dist.barrier()  # a worker that leaves first would break the others' last exchange
-    return {"stopped": stopped, **summary, "skipped_steps": len(progress.skipped), "goodput": goodput.shares()}
+    skipped = {"skipped_steps": len(progress.skipped)}
+    return {"stopped": stopped, **summary, **rows.account, **skipped, "goodput": goodput.shares()}
 
 
-def _train(
-    job: Job,
-    place: Place,
-    engine: Engine,
-    task: Task,
-    rows: Rows,
-    plan: Plan,
-    progress: Progress,
-    goodput: Goodput,
-    saver: Saver,
-    notes: Notes,
-) -> bool:
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """What one worker trains with."""
+
+    task: Task
+    rows: SizedRows
+    engine: Engine
+    plan: Plan
+    divisors: StepDivisors
+    progress: Progress
+    goodput: Goodput
+    saver: Saver
+    notes: Notes
+
+
+def _train(job: Job, place: Place, parts: _Parts) -> bool:
     """Step after step to the end of the plan; whether the run was asked to stop before."""
+    task, engine, plan, progress = parts.task, parts.engine, parts.plan, parts.progress
+    saver, notes = parts.saver, parts.notes
     config = job.config
     stopped, noticed, batches = False, False, plan.batches(dist.get_rank(), first_step=progress.step)
-    with Feed(rows, batches, task.collate, depth=config.prefetch_batches) as feed:
+    with Feed(parts.rows, batches, task.collate, depth=config.prefetch_batches) as feed:
         while progress.step < plan.total_steps and not stopped:
             rate = learning_rate(config, progress.step, plan.total_steps)
             begin_step(task, progress.step, plan.total_steps)
-            with goodput.step() as waits_s:
-                figures = train_step(engine, feed, config, rate, place, waits_s, uploaded=saver.own_share_done)
+            with parts.goodput.step() as waits_s:
+                figures = train_step(
+                    engine,
+                    feed,
+                    config,
+                    rate,
+                    place,
+                    waits_s,
+                    divisors=parts.divisors.of(progress.step),
+                    uploaded=saver.own_share_done,
+                )
             progress.step += 1
             if figures.bad_rows:
                 _note_skipped(job, notes, progress, figures)
@@ -115,6 +138,18 @@ def _train(
     return stopped
 
 
+def _measure(job: Job, task: Task) -> SizedRows:
+    """The rows that the task takes with their sizes, each worker measuring its share."""
+    rows, rank, world_size = job.open_rows(), dist.get_rank(), dist.get_world_size()
+    return join_shares(rows, gather(measure_share(task, rows, rank=rank, world_size=world_size)))
+
+
+def _note_refused(job: Job, notes: Notes, rows: SizedRows) -> None:
+    if rows.refused and dist.get_rank() == 0:
+        print(f"{job.config.run_name}: {refusal_report(rows)}", flush=True)
+        notes.tag("rows_refused", refusal_report(rows)[:4000])
+
+
 def train_step(
     engine: Engine,
     feed: Feed,
@@ -123,19 +158,21 @@ def train_step(
     place: Place,
     waits_s: list[float],
     *,
+    divisors: Mapping[str, float],
     uploaded: bool,
 ) -> StepFigures:
     """One optimizer step: forward and backward for every micro-batch, then the weights change.
 
-    They do not change where the loss or the gradient is not finite; `bad_rows` then names the rows. `waits_s` is given
-    the time spent waiting for batches; `uploaded` is what this worker tells the others of a checkpoint on its way.
+    They do not change where the loss or the gradient is not finite; `bad_rows` then names the rows. `divisors` are
+    those of the step's loss terms in each micro-batch (see `Task.module`). `waits_s` is given the time spent waiting
+    for batches; `uploaded` is what this worker tells the others of a checkpoint on its way.
     """
     outputs: list[dict[str, torch.Tensor]] = []
     fed_ids: list[list[str]] = []
     for _ in range(config.accumulation(dist.get_world_size())):
         fed = next(feed)
         waits_s.append(fed.waited_s)
-        losses = engine.forward(fed.batch.to(engine.device))
+        losses = engine.forward(fed.batch.to(engine.device), divisors)
         engine.backward(poisoned_if_not_finite(losses["loss"]))
         engine.step(rate)
         outputs.append({name: value.detach() for name, value in losses.items()})
@@ -144,6 +181,7 @@ def train_step(
         data_wait_s=sum(waits_s), stop=place.stop_requested(), preempted=place.preempted(), uploaded=uploaded
     )
     figures = reduce_step(outputs, signals, device=engine.device)
+    check_counts(figures.counts, divisors, micro_batches=config.micro_batches_per_step)
     norm = engine.grad_norm()
     if math.isfinite(figures.terms["loss"]) and (norm is None or math.isfinite(norm)):
         return figures

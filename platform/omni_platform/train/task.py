@@ -8,17 +8,30 @@ from typing import Any, Protocol
 
 import torch
 
+from omni_platform.schema import RowSize
+
 
 class Task(Protocol):
     """A model and everything that is particular about training it. Built once on every worker."""
 
     module: torch.nn.Module
-    """`module(batch)` returns tensors by name: `loss` (scalar, with gradient), then the named raw terms
+    """`module(batch, divisors)` returns tensors by name: `loss` (scalar, with gradient), then the named raw terms
     (floating scalars, averaged over micro-batches and workers) and counts (integer scalars, summed), among
-    them `tokens`. The names are the same in every call and on every worker."""
+    them `tokens`. The names are the same in every call and on every worker.
+
+    A term is its sum over the batch divided by `divisors[name]`, the count of the whole optimizer step divided by its
+    number of micro-batches: the average is then sum by count, however the step is cut into micro-batches. What a batch
+    added to the count of a term is the count `count/<term>`, where the task returns it."""
 
     def collate(self, rows: list[Any]) -> Any:
         """A batch of rows, with a method `.to(device)`. Runs in a background thread: no random numbers."""
+        ...
+
+    def size(self, outline: Any) -> RowSize:
+        """How long a row is and what it adds to the count of every term, from `Rows.outline` of it.
+
+        ValueError for a row that the task cannot train on.
+        """
         ...
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
@@ -49,6 +62,10 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def row(self, index: int) -> Any: ...
+
+    def outline(self, index: int) -> Any:
+        """What `Task.size` needs to know of a row: everything but its content."""
+        ...
 
 
 def begin_step(task: Task, step: int, total_steps: int) -> None:

@@ -56,6 +56,28 @@ def test_sharding_changes_no_loss_and_no_exported_weight(runs: Runs, tracking_ur
     assert ours["total"] == pytest.approx(theirs["total"], rel=1e-6)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_loss_does_not_depend_on_how_a_step_is_cut_into_micro_batches(
+    runs: Runs, tracking_uri: str, engine: str
+) -> None:
+    """Twelve rows with 1 to 5 tokens each: two micro-batches of three on each worker, or one of six."""
+    for figure in ("loss", "text", "latent", "grad_norm"):
+        steady = history(runs, tracking_uri, f"{engine}-steady", figure)
+        assert history(runs, tracking_uri, f"{engine}-wide", figure) == pytest.approx(steady, rel=1e-5)
+    assert exported(runs, f"{engine}-wide")["total"] == pytest.approx(
+        exported(runs, f"{engine}-steady")["total"], rel=1e-6
+    )
+
+
+def test_rows_that_the_task_refuses_are_counted_named_and_never_taken(runs: Runs, tracking_uri: str) -> None:
+    (outcome,) = runs["refusing"]
+    assert (outcome["rows_in"], outcome["rows_used"], outcome["rows_refused"]) == (50, 49, 1)
+    assert (outcome["steps"], outcome["skipped_steps"]) == (STEPS, 0)  # the row's loss is not finite
+    run = TrackedRun(tracking_uri=tracking_uri, experiment_id="", run_id=outcome["run"])
+    told = run.client.get_run(run.run_id).data.tags["rows_refused"]
+    assert told == f"50 rows in = 49 used + 1 refused: row-{BAD_ROW}. The first: row-{BAD_ROW} is too long"
+
+
 @pytest.mark.parametrize("change", ["shrunk", "grown"])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_run_goes_on_with_another_number_of_workers(runs: Runs, tracking_uri: str, engine: str, change: str) -> None:

@@ -37,6 +37,8 @@ def toy_runs(folder: Path, tracking_uri: str) -> dict[str, list[dict[str, Any]]]
     attempts += [{"config": stopped, "die_after": 2, "politely": True}, {"config": stopped}]
     coarse = config(folder, "coarse", **ENGINES["torch"], logging_steps=4)
     attempts += [{"config": coarse, "die_after": 6}, {"config": coarse}]
+    refusing = {"refuse_row": BAD_ROW, "bad_row": BAD_ROW, "dropout": 0.0}
+    attempts.append({"config": config(folder, "refusing", **ENGINES["torch"], task=refusing)})
     attempts.append({"config": config(folder, "bad-stop", **ENGINES["torch"], task={"bad_row": BAD_ROW})})
     for engine in ("torch", "zero2"):
         middle, last = (config(folder, f"{engine}-full-{which}", **ENGINES[engine]) for which in ("middle", "last"))
@@ -57,6 +59,8 @@ def toy_runs(folder: Path, tracking_uri: str) -> dict[str, list[dict[str, Any]]]
         attempts.append({"config": bad})
         elastic = {**settings, "task": {"dropout": 0.0}, "num_workers": (1, 2)}
         attempts.append({"config": config(folder, f"{engine}-steady", **elastic)})
+        wide = {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 1}
+        attempts.append({"config": config(folder, f"{engine}-wide", **elastic, **wide)})
         shrinking.append({"config": config(folder, f"{engine}-shrunk", **elastic)})
         growing.append({"config": config(folder, f"{engine}-grown", **elastic)})
     cut_short = [{**attempt, "die_after": 6} for attempt in (*shrinking, *growing)]

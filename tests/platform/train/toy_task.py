@@ -12,14 +12,17 @@ from typing import Any
 
 import torch
 
+from omni_platform.schema import RowSize
+
 
 @dataclass
 class Batch:
     x: torch.Tensor  # (B, 8)
     y: torch.Tensor  # (B,)
+    weight: torch.Tensor  # (B,): how many tokens stand for each row
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(self.x.to(device), self.y.to(device))
+        return Batch(self.x.to(device), self.y.to(device), self.weight.to(device))
 
 
 class Net(torch.nn.Module):
@@ -31,21 +34,30 @@ class Net(torch.nn.Module):
         self.scale = torch.nn.Parameter(torch.ones(1))  # fewer elements than workers
         self.frozen = torch.nn.Linear(4, 4).requires_grad_(False)
 
-    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def forward(self, batch: Batch, divisors: dict[str, float]) -> dict[str, torch.Tensor]:
         x = batch.x.to(self.up.weight.dtype)
         guess = self.scale * self.down(self.drop(torch.tanh(self.up(x))))[:, 0]
-        text, latent = (guess - batch.y).square().mean(), guess.square().mean()
+        text = (batch.weight * (guess - batch.y).square()).sum() / divisors["text"]
+        latent = guess.square().sum() / divisors["latent"]
         return {
             "loss": text + 0.1 * latent,
             "text": text,
             "latent": latent,
             "tokens": torch.tensor(len(x), device=x.device),
+            "count/text": batch.weight.sum().long(),
+            "count/latent": torch.tensor(len(x), device=x.device),
         }
+
+
+def num_tokens(number: int) -> int:
+    """From 1 to 5: rows differ in what they teach."""
+    return 1 + number % 5
 
 
 class ToyTask:
     """Fits y = sum(x). `fail_at`: the row at which collate raises; `bad_row`: the row whose loss is not finite;
-    `needs_file`: a path that must lead to a file; `base_file`: one whose content stands for base weights."""
+    `needs_file`: a path that must lead to a file; `base_file`: one whose content stands for base weights; `refuse_row`:
+    the row that the task does not take."""
 
     loss_weights = {"text": 1.0, "latent": 0.1}  # noqa: RUF012
 
@@ -61,7 +73,13 @@ class ToyTask:
                 raise ValueError("row that cannot be collated")
         bad = self.settings.get("bad_row")
         xs = [torch.full_like(x, float("inf")) if number == bad else x for number, x, _ in rows]
-        return Batch(torch.stack(xs), torch.stack([y for _, _, y in rows]))
+        weight = torch.tensor([float(num_tokens(number)) for number, _, _ in rows])
+        return Batch(torch.stack(xs), torch.stack([y for _, _, y in rows]), weight)
+
+    def size(self, outline: int) -> RowSize:
+        if outline == self.settings.get("refuse_row"):
+            raise ValueError(f"row-{outline} is too long")
+        return RowSize(length=8, counts={"text": num_tokens(outline), "latent": 1})
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         trained = [p for p in self.module.parameters() if p.requires_grad]
@@ -96,6 +114,9 @@ class ToyRows:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def outline(self, index: int) -> int:
+        return index
 
     def row(self, index: int) -> tuple[int, torch.Tensor, torch.Tensor]:
         if index == self._at and Path(self._kill_file).exists():
