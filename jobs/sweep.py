@@ -22,12 +22,11 @@ from omni_model.device import Precision
 from omni_model.encoded import EncodedQuestions, RawClip, encode_clips, save_encoded
 from omni_model.folder import TINY_BASE, Preparation, load_backbone
 from omni_model.methods import make_method
-from omni_model.options import read_options
 from omni_model.trial import TrialConfig
 from omni_model.trial_exam import ExamConfig
 from omni_model.trial_run import TrialFiles, run_trial
 from omni_platform.artifacts import fingerprint_bytes
-from omni_platform.config import parse_args
+from omni_platform.config import ConfigError, parse_args, read_config
 from omni_platform.media.benchmark import SHIFTS
 from omni_platform.media.film_reasoning import HELD_OUT
 from omni_platform.media.film_sets import ClipRange, FilmSizes, Scenes, asked_clips, film_sets, split_sets
@@ -74,8 +73,8 @@ _FPS, _SIDE_PX = Preparation.fps, int(Preparation.video_max_pixels**0.5)
 
 def main() -> None:
     config = parse_args(SweepConfig)
-    start_ray(num_cpus=config.num_cpus)
     trials = {name: trial_of(config, name) for name in config.cells if not config.only or name in config.only}
+    start_ray(num_cpus=config.num_cpus)
     film = encode_film(config)
     cells = [
         Cell(variant=name, seed=seed, config=_content(config, replace(trial, seed=seed)))
@@ -102,8 +101,10 @@ def trial_of(config: SweepConfig, name: str) -> TrialConfig:
     values = asdict(base) | given
     values["options"] = {**base.options, **given.get("options", {})}
     try:
-        trial = read_options(TrialConfig, values, owner="trial", noun="setting")
+        trial = read_config(TrialConfig, values, source=f"cell {name}")
         make_method(trial.method, trial.options)
+    except ConfigError as error:
+        raise SystemExit(f"config error: {error}") from None
     except ValueError as error:
         raise SystemExit(f"config error: cell {name}: {error}") from None
     return trial

@@ -5,14 +5,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 
+from omni_model.method_options import Reduction
 from omni_model.sequence import IGNORE
-
-Reduction = Literal["mean", "sum"]
 
 
 def text_loss(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:

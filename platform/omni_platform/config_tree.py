@@ -150,7 +150,7 @@ class TreeReader:
 
 
 def dotted_names(cls: Any, tree: Mapping[str, Any] | None = None, prefix: str = "") -> Iterator[str]:
-    """Every key of a config, sections before their fields; of fields with `kinds` those of the kind that `tree` names."""
+    """Every key of a config, sections before their fields; of a field with `kinds` those of the kind in `tree`."""
     hints = get_type_hints(cls, include_extras=True)
     for field in init_fields(cls):
         yield prefix + field.name

@@ -27,7 +27,7 @@ from omni_platform.train.notes import Notes
 from omni_platform.train.place import Place
 from omni_platform.train.plan import Plan
 from omni_platform.train.saving import Saver, resume
-from omni_platform.train.schedule import check_schedule, learning_rate
+from omni_platform.train.schedule import learning_rate
 from omni_platform.train.sharded import build_sharded
 from omni_platform.train.state import Progress, seed_everything
 from omni_platform.train.task import Rows, Task, begin_step, loss_weights
@@ -49,7 +49,6 @@ class Job:
 def work(job: Job, place: Place) -> dict[str, Any]:
     """One worker's whole run. Returns the summary; `stopped` in it tells of a request to stop."""
     config, goodput = job.config, Goodput()
-    check_schedule(config)
     seed_everything(config.seed)  # the same weights on every worker
     task, rows = build_sharded(config, job.build_task, place.device), job.open_rows()
     task.module.train()  # pretrained models come in evaluation mode
