@@ -171,8 +171,8 @@ def test_tokens_that_were_added_learn_too(adapt, train, base, forget_latent_toke
         ({"lora_target": []}, r"lora_target \[\] is not understood"),
         ({"lora_target": "all"}, "lora_target must be a list"),
         ({"freeze": ["llm"]}, "freeze names llm, where the adapters of lora_rank learn"),
-        ({"lora_dropout": 1.0}, "lora_dropout from 0 to below 1"),
-        ({"lora_rank": -1}, "lora_rank of at least 1"),
+        ({"lora_dropout": 1.0}, "task: lora_dropout must be below 1, got 1.0"),
+        ({"lora_rank": -1}, "task: lora_rank must be at least 0, got -1"),
     ],
 )
 def test_mistakes_are_named(adapt, changes, complaint):

@@ -16,7 +16,7 @@ from annotated_types import Interval
 
 from omni_platform.bounds import Count, Natural, NotNegative, Positive, check_fields
 from omni_platform.train.config import TrainConfig
-from omni_platform.train.footprint import Footprint, footprint_of
+from omni_platform.train.footprint import Footprint, footprint_of, largest
 
 GIB = 2**30
 _BUCKET_VALUES = 5e8
@@ -179,8 +179,7 @@ def table(config: TrainConfig, dry: DryRunConfig, found: Sequence[Estimate], *, 
         if len(found) > 1:
             lines += [f"--- on {one.workers} GPUs ---"]
         lines += _memory_lines(dry, one) + _time_lines(config, dry, one, num_rows=num_rows, mean=mean) + [""]
-    # Largest where the most of them share the fewest machines: with the fewest workers a worker's share is largest.
-    return "\n".join([*lines, *found[0].footprint.lines(dry.gpus_per_node)])
+    return "\n".join([*lines, *largest([one.footprint for one in found]).lines(dry.gpus_per_node)])
 
 
 def _memory_lines(dry: DryRunConfig, found: Estimate) -> list[str]:
@@ -260,8 +259,8 @@ def _states(config: TrainConfig, size: StepSize, workers: int) -> tuple[dict[str
     """Weights, gradients, optimizer states and exchange buffers of one worker."""
     value, stage = _value_bytes(config), config.zero_stage if config.engine == "deepspeed" else 0
     learning, all_weights = size.num_learning, size.num_weights
-    # A float32 copy beside bfloat16 weights, and AdamW's two moments.
-    per_weight = (4 if config.bf16 else 0) + 8
+    # AdamW's two moments, and DeepSpeed's float32 copy of what learns, in any precision.
+    per_weight = (4 if stage else 0) + 8
     divided = {"weights": stage >= 3, "gradients": stage >= 2, "optimizer states": stage >= 1}
     memory = {
         "weights": all_weights * value / (workers if divided["weights"] else 1),

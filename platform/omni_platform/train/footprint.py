@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 from omni_platform.train.config import TrainConfig
@@ -57,6 +58,11 @@ class Footprint:
             f"{'memory of a machine':<22}{'GiB':>8}",
             line("workers", self.host_bytes, f"at most {gpus_per_node} a machine; Ray's object store comes on top"),
         ]
+
+
+def largest(found: Sequence[Footprint]) -> Footprint:
+    """The most of each, over several numbers of workers: few divide less, many share one machine."""
+    return Footprint(**{f.name: max(getattr(one, f.name) for one in found) for f in fields(Footprint)})
 
 
 def footprint_of(config: TrainConfig, size: Weights, *, workers: int, gpus_per_node: int) -> Footprint:
