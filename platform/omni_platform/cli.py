@@ -1,6 +1,6 @@
 """`latentomni VERB ...` runs a job as `python jobs/VERB.py ...` does, from a checkout or from the installed wheel.
 
-The jobs and their configs are files beside the packages: `jobs/` in a checkout, `omni_jobs/` where the wheel is installed.
+The jobs and their configs are files beside the packages: `jobs/` in a checkout, `omni_jobs/` of an installed wheel.
 A job's own words follow the verb, and `latentomni VERB --help` lists its fields. `--config` takes a file of the working
 directory or, where there is none of that name, one that comes with the package (see `latentomni configs`).
 """
