@@ -26,6 +26,7 @@ from omni_model.trial import TrialConfig
 from omni_model.trial_exam import ExamConfig
 from omni_model.trial_run import TrialFiles, run_trial
 from omni_platform.artifacts import fingerprint_bytes
+from omni_platform.bounds import Count, Natural, NotNegative
 from omni_platform.config import ConfigError, parse_args, read_config
 from omni_platform.media.benchmark import SHIFTS
 from omni_platform.media.film_reasoning import HELD_OUT
@@ -52,13 +53,13 @@ class SweepConfig:
     """Variant -> what differs from `trial`; `like: other` begins with another variant's settings, and `options` are
     added to its options."""
     exam: ExamConfig = field(default_factory=ExamConfig)
-    seeds: tuple[int, ...] = (0, 1, 2)
-    report_steps: int = 100
+    seeds: tuple[Natural, ...] = (0, 1, 2)
+    report_steps: Count = 100
     """Steps between two points of the learning curves."""
     only: tuple[str, ...] = ()
     """Run these variants alone."""
-    num_cpus: int | None = None
-    gpus_per_cell: float = 0.0
+    num_cpus: Count | None = None
+    gpus_per_cell: NotNegative = 0.0
     """Share of a GPU that a cell takes, and each file of the film while it is encoded; 0 for none. Small models leave a
     GPU mostly idle: with 0.1 ten cells share one."""
     precision: Precision = "float32"
