@@ -1,5 +1,8 @@
 """Prints the manifests of one environment: `python infra/render.py gpu`.
 
+GPUs are counted in one place, the config that a job or service runs: its pods and their GPUs are set from there, with a
+node's worth (`gpu-workers.yaml`) as the most that one pod asks for.
+
 Real kustomize (or kubectl, which carries it) does the work where it is installed. Elsewhere `build` reads the
 same files: it knows the few kustomization fields that this folder uses, and refuses every other one rather
 than print what a cluster would see differently.
@@ -21,6 +24,14 @@ import yaml
 OVERLAYS = Path(__file__).parent / "overlays"
 ENGINES = {"kustomize": ["kustomize", "build"], "kubectl": ["kubectl", "kustomize"]}
 LOCAL_CONFIG = "config.kubernetes.io/local-config"
+GPU = "nvidia.com/gpu"
+# By stage: how many processes (the fewest and the most, where a pair is given), and the GPUs of each.
+GPU_FIELDS = {
+    "train": ("num_workers", None),
+    "preprocess": ("data.num_encoders", "data.num_gpus_per_encoder"),
+    "evaluate": ("num_examiners", "num_gpus_per_examiner"),
+    "serve": ("num_replicas", "num_gpus_per_replica"),
+}
 FIELDS = {"apiVersion", "kind", "resources", "patches", "namespace", "labels", "images", "replacements"}
 
 Object = dict[str, Any]
@@ -46,13 +57,22 @@ def render(folder: Path, *, engine: str | None = None) -> str:
     if not (folder / "kustomization.yaml").is_file():
         known = ", ".join(sorted(path.parent.name for path in folder.parent.glob("*/kustomization.yaml")))
         raise RenderError(f"{folder.name} is not an environment; choose one of: {known}")
+    return yaml.safe_dump_all(objects_of(folder, engine=engine), sort_keys=False)
+
+
+def objects_of(folder: Path, *, engine: str | None = None) -> list[Object]:
+    """The objects of an overlay, with as many GPUs as their runs use."""
     engine = engine or next((name for name in ENGINES if shutil.which(name)), "own")
     if engine == "own":
-        return yaml.safe_dump_all(build(folder), sort_keys=False)
-    done = subprocess.run([*ENGINES[engine], str(folder)], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RenderError(f"{engine} failed on {folder}: {done.stderr.strip()}")
-    return done.stdout
+        objects = build(folder)
+    else:
+        done = subprocess.run([*ENGINES[engine], str(folder)], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RenderError(f"{engine} failed on {folder}: {done.stderr.strip()}")
+        objects = [item for item in yaml.safe_load_all(done.stdout) if item]
+    for item in objects:
+        _fit_to_run(item)
+    return objects
 
 
 def build(folder: Path) -> list[Object]:
@@ -79,6 +99,62 @@ def build(folder: Path) -> list[Object]:
         _only(replacement, {"source", "targets"}, path)
         _apply_replacement(objects, replacement, path)
     return [item for item in objects if item["metadata"].get("annotations", {}).get(LOCAL_CONFIG) != "true"]
+
+
+def _fit_to_run(item: Object) -> None:
+    """Set pods and GPUs of a RayJob or RayService to what the config it runs uses."""
+    field = {"RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}.get(item["kind"])
+    if field is None:
+        return
+    (group,) = item["spec"][field]["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    per_node = container["resources"]["requests"].get(GPU, 0)
+    if not per_node:
+        return
+    fewest, most = _gpus_used(item)
+    nodes = -(-most // per_node)
+    if most % nodes:
+        raise RenderError(f"{_name(item)}: {most} GPUs cannot be shared evenly by {nodes} nodes of {per_node}")
+    gpus = most // nodes
+    for amounts in container["resources"].values():
+        amounts[GPU] = gpus
+    group |= {"replicas": nodes, "maxReplicas": nodes, "minReplicas": -(-fewest // gpus)}
+
+
+def _gpus_used(item: Object) -> tuple[int, int]:
+    """GPUs of the run at its fewest and at its most processes, from its config file and the words after it."""
+    stage = item["metadata"]["labels"]["app.kubernetes.io/component"]
+    count_key, share_key = GPU_FIELDS[stage]
+    if item["kind"] == "RayService":
+        values = yaml.safe_load(item["spec"]["serveConfigV2"])["applications"][0]["args"]
+    else:
+        _, _, _, config, *words = item["spec"]["entrypoint"].split()
+        values = yaml.safe_load((OVERLAYS.parents[1] / config).read_text())
+        for word in words:
+            key, _, text = word.partition("=")
+            _set(values, key, yaml.safe_load(text))
+    count, share = _get(values, count_key), 1 if share_key is None else _get(values, share_key)
+    if count is None or share is None:
+        raise RenderError(f"{_name(item)} asks for GPUs: its config must say {count_key} and {share_key}")
+    fewest, most = count if isinstance(count, list) else (count, count)
+    return round(fewest * share), round(most * share)
+
+
+def _get(values: Object, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part, {}) if isinstance(values, dict) else {}
+    return None if values == {} else values
+
+
+def _set(values: Object, key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for part in parents:
+        values = values.setdefault(part, {})
+    values[last] = value
+
+
+def _name(item: Object) -> str:
+    return f"{item['kind']} {item['metadata']['name']}"
 
 
 def _only(mapping: Object, known: set[str], path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from omni_model.examine import CONDITIONS, Examiner, summarise
 from omni_platform import storage, tracking
 from omni_platform.artifacts import CARD_NAME, Card, card_bytes, content_fingerprint, folder_fingerprint, read_card
+from omni_platform.bounds import Count, Natural, NotNegative, Share
 from omni_platform.config import fingerprint, parse_args, to_dict
 from omni_platform.data.batches import TrainingRows
 from omni_platform.data.examination import examine
@@ -42,24 +43,24 @@ class EvaluateConfig:
     """`own` and the controls to run beside it."""
     measured: bool = False
     """Also measure where the model looks and what its latents are like."""
-    batch_size: int = 48
-    num_examiners: int = 1
+    batch_size: Count = 48
+    num_examiners: Count = 1
     """Models answering side by side."""
-    num_gpus_per_examiner: float = 0.0
-    limit: int | None = None
+    num_gpus_per_examiner: NotNegative = 0.0
+    limit: Count | None = None
     """Only so many questions."""
-    max_new_tokens: int = 64
-    max_phases: int = 4
+    max_new_tokens: Count = 64
+    max_phases: Natural = 4
     run_id: str | None = field(default=None, metadata={"env": "MLFLOW_RUN_ID"})
     """The MLflow run that gets the figures; none where empty."""
     tracking_uri: str | None = field(default=None, metadata={"env": "MLFLOW_TRACKING_URI"})
     compare_run_ids: tuple[str, ...] = ()
     """MLflow runs whose learning curves the page shows beside those of `run_id`."""
-    blind_ceilings: dict[str, float] = field(default_factory=dict)
+    blind_ceilings: dict[str, Share] = field(default_factory=dict)
     """Question type -> the best accuracy that one sense alone can reach, marked on the page where it is given."""
-    num_timelines: int = 6
+    num_timelines: Natural = 6
     """Questions whose clip and latents are drawn on the page."""
-    num_cpus: int | None = None
+    num_cpus: Count | None = None
     """CPUs of the Ray that is started where there is no cluster."""
 
 

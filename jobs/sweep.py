@@ -22,13 +22,13 @@ from omni_model.device import Precision
 from omni_model.encoded import EncodedQuestions, RawClip, encode_clips, save_encoded
 from omni_model.folder import TINY_BASE, Preparation, load_backbone
 from omni_model.methods import make_method
-from omni_model.options import read_options
 from omni_model.trial import TrialConfig
 from omni_model.trial_exam import ExamConfig
 from omni_model.trial_run import TrialFiles, run_trial
 from omni_platform import storage
 from omni_platform.artifacts import fingerprint_bytes
-from omni_platform.config import parse_args
+from omni_platform.bounds import Count, Natural, NotNegative
+from omni_platform.config import ConfigError, parse_args, read_config
 from omni_platform.lease import hold, refusals_in_one_line
 from omni_platform.media.benchmark import SHIFTS
 from omni_platform.media.film_reasoning import HELD_OUT
@@ -55,13 +55,13 @@ class SweepConfig:
     """Variant -> what differs from `trial`; `like: other` begins with another variant's settings, and `options` are
     added to its options."""
     exam: ExamConfig = field(default_factory=ExamConfig)
-    seeds: tuple[int, ...] = (0, 1, 2)
-    report_steps: int = 100
+    seeds: tuple[Natural, ...] = (0, 1, 2)
+    report_steps: Count = 100
     """Steps between two points of the learning curves."""
     only: tuple[str, ...] = ()
     """Run these variants alone."""
-    num_cpus: int | None = None
-    gpus_per_cell: float = 0.0
+    num_cpus: Count | None = None
+    gpus_per_cell: NotNegative = 0.0
     """Share of a GPU that a cell takes, and each file of the film while it is encoded; 0 for none. Small models leave a
     GPU mostly idle: with 0.1 ten cells share one."""
     precision: Precision = "float32"
@@ -86,8 +86,8 @@ def main() -> None:
 
 def run(config: SweepConfig) -> int:
     """Encode, train and examine what is missing; returns the exit status."""
-    start_ray(num_cpus=config.num_cpus)
     trials = {name: trial_of(config, name) for name in config.cells if not config.only or name in config.only}
+    start_ray(num_cpus=config.num_cpus)
     film = encode_film(config)
     cells = [
         Cell(variant=name, seed=seed, config=_content(config, replace(trial, seed=seed)))
@@ -114,8 +114,10 @@ def trial_of(config: SweepConfig, name: str) -> TrialConfig:
     values = asdict(base) | given
     values["options"] = {**base.options, **given.get("options", {})}
     try:
-        trial = read_options(TrialConfig, values, owner="trial", noun="setting")
+        trial = read_config(TrialConfig, values, source=f"cell {name}")
         make_method(trial.method, trial.options)
+    except ConfigError as error:
+        raise SystemExit(f"config error: {error}") from None
     except ValueError as error:
         raise SystemExit(f"config error: cell {name}: {error}") from None
     return trial

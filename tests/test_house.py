@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import subprocess
 import sys
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -112,6 +114,24 @@ def _door(job: str) -> ModuleType:
     sys.modules[spec.name] = module  # its dataclasses look up their annotations there
     spec.loader.exec_module(module)
     return module
+
+
+def test_nothing_is_called_by_tests_alone():
+    """A function or class of the product that only its own tests name is dead, or was never wired."""
+    sources = {
+        name: text
+        for name, text in _texts().items()
+        if name.endswith(".py")
+        and name.split("/")[0] in ("platform", "model", "serving", "jobs", "infra", "benchmarks")
+    }
+    words = Counter(word for text in sources.values() for word in re.findall(r"\w+", text))
+    alone = [
+        f"{name}: {node.name}"
+        for name, text in sources.items()
+        for node in ast.parse(text).body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and words[node.name] == 1
+    ]
+    assert alone == []
 
 
 def test_nobody_imports_a_job():

@@ -19,10 +19,8 @@ from torch import nn
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAttention, apply_rotary_pos_emb, repeat_kv
 
 from omni_model.backbone import Backbone
-from omni_model.events import Rollout
-from omni_model.methods.base import Method
-from omni_model.replay import Track, lay_track, run_track
-from omni_model.sequence import Kind, Plan
+from omni_model.replay import Track
+from omni_model.sequence import Kind
 from omni_model.slots import gather, index_range
 
 _SIGNS = (Kind.TEMPLATE, Kind.MARKER, Kind.TRIGGER, Kind.STOP)
@@ -46,27 +44,6 @@ class Gaze:
     def is_latent(self) -> torch.Tensor:
         """bool (S,): the looking position is a latent slot."""
         return (self.kinds_S == Kind.LATENT_VISUAL) | (self.kinds_S == Kind.LATENT_AUDIO)
-
-
-@torch.no_grad()
-def attention_along(
-    backbone: Backbone,
-    method: Method,
-    plans: Sequence[Plan],
-    rollouts: Sequence[Rollout],
-    *,
-    hide_latents: bool = False,
-    device: torch.device | str = "cpu",
-) -> list[Gaze]:
-    """Attention of everything that was generated, row by row.
-
-    A position's attention is that with which it was fed, not that with which it was predicted. `method` and
-    `hide_latents` are those of the rollouts. Raises `ValueError` for a backbone whose attention is not Qwen2.5-Omni's.
-    """
-    track = lay_track(backbone, method, plans, rollouts, device=device)
-    with watch(backbone, track) as shares:
-        run_track(backbone, method, track, hide_latents=hide_latents)
-    return gazes(track, shares)
 
 
 @contextmanager

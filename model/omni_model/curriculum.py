@@ -23,6 +23,7 @@ from omni_model.device import Precision, multiplying_in
 from omni_model.embedding import embed_batch
 from omni_model.losses import learned_positions, text_loss
 from omni_model.masks import allowed, look_at, with_self
+from omni_model.method_options import Count, Natural, NotNegative, Positive
 from omni_model.perception import Perception, Shown, Words
 from omni_model.qwen_omni import QwenOmniBackbone
 from omni_model.sequence import IGNORE, Kind, Media, Plan, PlanBuilder
@@ -42,11 +43,11 @@ class Stage:
     """Held-out accuracy at which the stage is done; all must be reached."""
     max_clips: int
     """Where the stage gives up."""
-    num_shots: int = 6
+    num_shots: Count = 6
     """Length of the clips: short ones first make captions click several times sooner."""
     prefixed: bool = False
     """Every second answer stands after the word that begins it in post-training, so that it can be given there too."""
-    perception_weight: float = 0.0
+    perception_weight: NotNegative = 0.0
     """Weight of naming each moment straight from the towers (`perception.py`)."""
 
 
@@ -55,14 +56,14 @@ class CourseConfig:
     """The whole course."""
 
     stages: tuple[Stage, ...]
-    clips_per_step: int = 16
-    learning_rate: float = 2e-3
-    warmup_steps: int = 100
+    clips_per_step: Count = 16
+    learning_rate: Positive = 2e-3
+    warmup_steps: Natural = 100
     """Of every stage; the optimizer starts anew with each."""
-    weight_decay: float = 0.05
-    max_grad_norm: float = 1.0
-    eval_every_clips: int = 800
-    eval_clips: int = 128
+    weight_decay: NotNegative = 0.05
+    max_grad_norm: Positive = 1.0
+    eval_every_clips: Count = 800
+    eval_clips: Count = 128
     precision: Precision = "float32"
 
 

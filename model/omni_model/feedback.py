@@ -4,12 +4,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import nn
 
-FeedbackKind = Literal["raw", "linear", "constant"]
+from omni_model.method_options import FeedbackKind
 
 
 class Feedback(nn.Module):

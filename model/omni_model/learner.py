@@ -10,7 +10,8 @@ from torch import nn
 from omni_model.backbone import Backbone
 from omni_model.batch import Batch
 from omni_model.heads import Heads
-from omni_model.losses import Term, TextReduction, learned_positions, text_loss
+from omni_model.losses import Term, learned_positions, text_loss
+from omni_model.method_options import TextReduction
 from omni_model.methods.base import Method
 from omni_model.sequence import Kind
 from omni_model.unroll import unroll

@@ -14,7 +14,6 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import nn
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
@@ -63,11 +62,6 @@ def add_adapters(
     inject_adapter_in_model(config, thinker, adapter_name=_ADAPTER)
     if new_ids:
         _add_rows(thinker, list(new_ids), whole)
-
-
-def has_adapters(module: nn.Module) -> bool:
-    """Whether `add_adapters` was here."""
-    return any(isinstance(part, LoraLayer) for part in module.modules())
 
 
 @torch.no_grad()

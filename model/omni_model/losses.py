@@ -10,15 +10,12 @@ means of unequal parts cannot. A micro-batch alone has the mean `Term.mean`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
+from omni_model.method_options import Reduction
 from omni_model.sequence import IGNORE
-
-Reduction = Literal["mean", "sum"]
-TextReduction = Literal["token_mean", "sample_mean"]
 
 
 @dataclass(frozen=True)

@@ -5,22 +5,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
+from omni_model.method_options import Bottleneck
 from omni_model.sequence import Kind
-
-Bottleneck = Literal["none", "published", "answer", "strict"]
-"""How text after a look is kept from reading the clip directly.
-
-* `none`: it is not.
-* `published`: in training only, positions after the first trigger that are neither trigger nor latent do not see the
-  clip's tokens (LatentOmni's controlled attention flow).
-* `answer`: the same, at inference too, so that train and serve agree.
-* `strict`: in addition the question and the template do not read the clip, and text after a look does not see
-  triggers, so that nothing but latent slots can carry what was seen and heard.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)

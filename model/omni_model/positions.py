@@ -8,14 +8,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import torch
 
+from omni_model.method_options import Ospe
+
 IDS_PER_SECOND = 25
 CHUNK_SECONDS = 2
-
-Ospe = Literal["none", "slot", "tmrope", "code_compat"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,19 +5,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from omni_model.batch import Batch
 from omni_model.feedback import Feedback
 from omni_model.masks import Seen
+from omni_model.method_options import Gradient
 from omni_model.phase import Phase
 from omni_model.sequence import Kind
 from omni_model.slots import gather, index_range, need_anchors, scatter, slots_of_phase, take_positions
 from omni_model.stream import Stream
 
-Gradient = Literal["full", "kv_only", "detached"]
 FEW_SLOTS = 2
 """Up to so many slots are run one by one with a graph, when the gradient is to flow through all of them."""
 _Piece = tuple[torch.Tensor, torch.Tensor]

@@ -20,10 +20,10 @@ from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditio
 from omni_model.folder import TINY_BASE
 from omni_model.learner import Learner
 from omni_model.methods import make_method
-from omni_model.options import read_options
 from omni_model.processing import MERGE, PATCH_PX, TEMPORAL_PATCH
 from omni_model.qwen_omni import QwenOmniBackbone
-from omni_model.task import TaskConfig, choose_weights
+from omni_model.task import choose_weights, read_settings
+from omni_model.task_config import TaskConfig
 
 _VISION = {"hidden_size": 1280, "out_hidden_size": 3584, "depth": 32, "intermediate_size": 3420, "num_heads": 16}
 _BUILT_IN: dict[str, dict[str, Any]] = {
@@ -49,6 +49,9 @@ _BUILT_IN: dict[str, dict[str, Any]] = {
 """Models whose sizes are known without a network."""
 
 AUDIO_TOKENS_PER_SECOND = 25
+_VALUES_PER_VISUAL = MERGE**2 * TEMPORAL_PATCH * PATCH_PX**2 * 3
+_VALUES_PER_AUDIO = 4 * 128
+"""Mel frames that become one token, and the bands of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,12 @@ class StepSize:
 
     num_weights: int
     num_learning: int
+    num_exported: int
+    """Weights of the exported model, the method's own among them; adapters are added to the weights they belong to."""
+    recomputes: bool
+    """Whether activations are recomputed in the backward pass."""
+    input_bytes: float
+    """Of a collated batch: pixels and mel frames in float32."""
     largest_layer: int
     """Weights of the part that is gathered at once when weights are divided (ZeRO-3)."""
     activation_bytes: float
@@ -98,9 +107,9 @@ class StepSize:
     """What each of them has to read."""
 
 
-def longest_clip(options: Mapping[str, Any], *, text_tokens: int, num_phases: int) -> RowShape:
+def longest_clip(settings: TaskConfig | Mapping[str, Any], *, text_tokens: int, num_phases: int) -> RowShape:
     """A sample whose clip has as many frames, as large, as the task's config allows, at its full frame rate."""
-    config = read_options(TaskConfig, options, owner="task", noun="field")
+    config = read_settings(settings)
     method = make_method(config.method, config.options)
     grids = -(-config.fps_max_frames // TEMPORAL_PATCH)
     visual = grids * (config.video_max_pixels // (PATCH_PX * MERGE) ** 2)
@@ -117,16 +126,19 @@ def longest_clip(options: Mapping[str, Any], *, text_tokens: int, num_phases: in
     )
 
 
-def size_step(options: Mapping[str, Any], row: RowShape, *, batch_size: int, value_bytes: int) -> StepSize:
+def size_step(
+    settings: TaskConfig | Mapping[str, Any], row: RowShape, *, batch_size: int, value_bytes: int
+) -> StepSize:
     """Sizes of one pass over `batch_size` rows; `value_bytes` is 2 for bfloat16 and 4 for float32.
 
     Raises `ValueError` for a model whose sizes cannot be told without a network.
     """
-    config = read_options(TaskConfig, options, owner="task", noun="field")
+    config = read_settings(settings)
     thinker_config = read_thinker_config(config.model_name_or_path)
     with torch.device("meta"):
         backbone = QwenOmniBackbone(Qwen2_5OmniThinkerForConditionalGeneration(thinker_config))
         learner = Learner(backbone, make_method(config.method, config.options))
+        exported = _count(learner)
         choose_weights(learner, config, (0, 1, 2))
     parts = backbone.modules_by_group()
     llm = _Stack.of_llm(thinker_config, parts["llm"])
@@ -150,6 +162,9 @@ def size_step(options: Mapping[str, Any], row: RowShape, *, batch_size: int, val
     return StepSize(
         num_weights=_count(learner),
         num_learning=sum(p.numel() for p in learner.parameters() if p.requires_grad),
+        num_exported=exported,
+        recomputes=config.gradient_checkpointing,
+        input_bytes=batch_size * (row.visual_tokens * _VALUES_PER_VISUAL + row.audio_tokens * _VALUES_PER_AUDIO) * 4.0,
         largest_layer=max(_count(head), llm.weights // llm.layers),
         activation_bytes=batch_size * (outside + sum(s.kept(value_bytes) * s.layers * n for s, n in stacks)),
         recomputed_bytes=batch_size

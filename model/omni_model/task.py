@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +24,6 @@ from omni_model.folder import (
 from omni_model.learner import Learner
 from omni_model.lengths import media_of_shape
 from omni_model.lora import LoraOptions, add_adapters, merged_state, save_adapter
-from omni_model.losses import TextReduction
 from omni_model.methods import make_method
 from omni_model.options import read_options
 from omni_model.pooling import pool_segments
@@ -32,46 +31,8 @@ from omni_model.processing import MERGE
 from omni_model.qwen_omni import QwenOmniBackbone
 from omni_model.rows import PreparedRow, RowOutline
 from omni_model.sequence import IGNORE, EncodedClip, Media, Plan, PlanBuilder, prepare_media
+from omni_model.task_config import TaskConfig
 from omni_platform.schema import RowSize, Sample, SegmentFeatures
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskConfig:
-    """Which model learns which method, and which of its parts."""
-
-    model_name_or_path: str = "tiny"
-    """Folder, hub name, or `tiny` for the toy base that ships with the package."""
-    method: str = "latent_omni"
-    """latent_omni, pause, markers, text_cot or sft."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """Options of the method."""
-    text_loss_reduction: TextReduction = "token_mean"
-    """Of the text loss over an optimizer step: `token_mean`, every learned token weighs the same; `sample_mean`, every
-    sample does, whatever the length of its answer."""
-    markers_like: str | None = None
-    """Text of the token that lends its row to trigger and stop before training, such as ":" (`start_markers_like`)."""
-    freeze: tuple[str, ...] = ("vision",)
-    """Parts that do not learn: vision, audio, llm, heads (the method's own weights)."""
-    lr_scale: Mapping[str, float] = field(default_factory=dict)
-    """What multiplies learning_rate in a part, by the names of `freeze`: {heads: 10} lets new weights learn faster."""
-    lora_rank: int = 0
-    """Above 0: adapters of this rank learn in the language model, in place of all pretrained weights."""
-    lora_alpha: float = 16.0
-    """Adapters are scaled by lora_alpha / lora_rank."""
-    lora_dropout: float = 0.0
-    """Of what the adapters read."""
-    lora_target: tuple[str, ...] = ("all",)
-    """Layers with adapters: all (every linear layer of the language model), or names such as q_proj, v_proj."""
-    max_length: int = 32768
-    """Samples with more positions than this are refused, never cut."""
-    fps: float = 2.0
-    fps_max_frames: int = 256
-    video_min_pixels: int = 56 * 56
-    video_max_pixels: int = 56 * 56
-    use_audio_in_video: bool = True
-    system_prompt: str = ""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass instead of keeping them; the losses stay the same."""
 
 
 class ReasoningTask:
@@ -159,12 +120,13 @@ class ReasoningTask:
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Learning weights by part of the model: matrices with decay, vectors and embeddings without."""
         parts = parts_of(self._learner)
+        scales: dict[str, float] = {**self.config.lr_scale}
         owner = {id(p): part for part, module in parts.items() for p in module.parameters()}
         groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for name, parameter in self.module.named_parameters():
             if parameter.requires_grad:
                 decays = _num_axes(parameter) >= 2 and "embed" not in name
-                scale = self.config.lr_scale.get(owner[id(parameter)], 1.0)
+                scale = scales.get(owner[id(parameter)], 1.0)
                 groups.setdefault((scale, decays), []).append(parameter)
         return [
             {"params": parameters, "weight_decay": weight_decay if decays else 0.0, "lr_scale": scale}
@@ -241,8 +203,6 @@ def choose_weights(
         if unknown := sorted(set(names) - set(groups)):
             raise ValueError(f"{key} names {unknown}; the parts are {', '.join(groups)}")
     if config.lora_rank:
-        if "llm" in config.freeze:
-            raise ValueError("freeze names llm, where the adapters of lora_rank learn: take one of the two away")
         options = LoraOptions(
             rank=config.lora_rank,
             alpha=config.lora_alpha,
@@ -273,10 +233,19 @@ def _num_axes(parameter: nn.Parameter) -> int:
     return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def build_task(options: Mapping[str, Any], *, lockstep: bool = False, whole: Whole = already_whole) -> ReasoningTask:
+def build_task(
+    settings: TaskConfig | Mapping[str, Any], *, lockstep: bool = False, whole: Whole = already_whole
+) -> ReasoningTask:
     """The task of a training config's `task` section. Raises `ValueError` for keys or values it does not take.
 
     Under ZeRO-3 workers gather weights together: `lockstep` makes every batch run equally many forwards of every part,
     and `whole` gives a context in which divided weights are whole.
     """
-    return ReasoningTask(read_options(TaskConfig, options, owner="task", noun="field"), lockstep=lockstep, whole=whole)
+    return ReasoningTask(read_settings(settings), lockstep=lockstep, whole=whole)
+
+
+def read_settings(settings: TaskConfig | Mapping[str, Any]) -> TaskConfig:
+    """A task's settings from plain values, where they are not typed yet."""
+    if isinstance(settings, TaskConfig):
+        return settings
+    return read_options(TaskConfig, settings, owner="task", noun="field")

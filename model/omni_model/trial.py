@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from torch import nn
 
 from omni_model.batch import Batch, collate
@@ -22,6 +23,7 @@ from omni_model.device import Precision, multiplying_in
 from omni_model.encoded import EncodedQuestions, Span
 from omni_model.folder import Loaded, start_markers_like
 from omni_model.learner import Learner
+from omni_model.method_options import Count, Natural, NotNegative, Positive
 from omni_model.methods.base import Method
 from omni_model.sequence import Plan, PlanBuilder
 from omni_platform.schema import LookStep, Sample, TextStep
@@ -33,22 +35,22 @@ class TrialConfig:
 
     method: str = "latent_omni"
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Options of the method."""
-    seed: int = 0
+    """Options of the method. Those given alone: a cell's name in a sweep must not change with a new option."""
+    seed: Natural = 0
     """Draws the order of clips and the new weights."""
-    steps: int = 600
-    clips_per_step: int = 16
-    learning_rate: float = 1e-3
-    warmup_steps: int = 20
+    steps: Count = 600
+    clips_per_step: Count = 16
+    learning_rate: Positive = 1e-3
+    warmup_steps: Natural = 20
     """After which the rate falls to zero as a cosine."""
-    weight_decay: float = 0.05
-    adam_beta2: float = 0.98
-    max_grad_norm: float = 1.0
-    num_clips: int | None = None
+    weight_decay: NotNegative = 0.05
+    adam_beta2: Annotated[float, Interval(ge=0, lt=1)] = 0.98
+    max_grad_norm: Positive = 1.0
+    num_clips: Count | None = None
     """Only the first so many clips, seen again and again; None for all."""
     families: tuple[str, ...] = ()
     """Only questions of these types; none named is all."""
-    questions_per_clip: int | None = None
+    questions_per_clip: Count | None = None
     """So many questions about a clip in a step, drawn anew each time; None for all."""
     train_parts: tuple[str, ...] = ("llm", "heads")
     markers_like: str | None = None
@@ -131,7 +133,7 @@ class Lessons:
         method: Method,
         clips: Sequence[EncodedQuestions],
         *,
-        questions_per_clip: int | None = None,
+        questions_per_clip: Count | None = None,
     ) -> None:
         self._method, self._clips, self._questions_per_clip = method, clips, questions_per_clip
         self._layouts = Layouts(loaded, method)

@@ -13,6 +13,7 @@ from omni_model.folder import Exported, Loaded, Preparation
 from omni_model.generate import Rollout
 from omni_model.learner import Learner
 from omni_model.measures import measure
+from omni_model.method_options import Count, Natural
 from omni_model.methods.base import Method
 from omni_model.moments import Moments
 from omni_model.probes import BLIND
@@ -31,10 +32,10 @@ class ExamConfig:
 
     conditions: tuple[str, ...] = ("own",)
     """As in evaluation: own, the blind ones, and interventions."""
-    max_new_tokens: int = 24
-    max_phases: int = 3
-    clips_per_batch: int = 32
-    measured_clips: int = 0
+    max_new_tokens: Count = 24
+    max_phases: Natural = 3
+    clips_per_batch: Count = 32
+    measured_clips: Natural = 0
     """So many of the first clips, in whole batches, are measured too: where the model looks, what latents are like."""
 
 

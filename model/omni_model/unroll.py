@@ -9,7 +9,6 @@ other.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 
@@ -19,6 +18,7 @@ from omni_model.embedding import embed_batch
 from omni_model.feedback import Feedback, media_scale
 from omni_model.keyvalues import KeyValues
 from omni_model.masks import Bottleneck, Seen, allowed, look_at, with_self
+from omni_model.method_options import Engine, JacobiStart
 from omni_model.prefix import feed_rows, feed_shared
 from omni_model.rollout import Gradient, Roller, Sweeps
 from omni_model.sequence import Kind
@@ -29,9 +29,6 @@ from omni_model.slots import (
     scatter,
 )
 from omni_model.stream import Stream
-
-Engine = Literal["teacher_parallel", "recurrent", "two_pass", "jacobi"]
-JacobiStart = Literal["trigger", "anchors"]
 
 
 @dataclass(frozen=True, kw_only=True)

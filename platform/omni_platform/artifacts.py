@@ -74,13 +74,6 @@ def read_card(folder: str | Path) -> Card:
     return card
 
 
-def check_card(card: Card, folder: str | Path, **expected: Any) -> None:
-    """Raise `CardError` naming each field of the card that differs from what is expected."""
-    wrong = differences(card, **expected)
-    if wrong:
-        raise CardError(f"{folder} is not what is needed: {'; '.join(wrong)}")
-
-
 def differences(card: Card, **expected: Any) -> list[str]:
     """One line per expected field (`inputs=..., config_fingerprint=...`) in which the card differs."""
     wrong = []

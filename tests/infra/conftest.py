@@ -60,7 +60,7 @@ def read_entrypoint() -> Callable[[str], Any]:
 @pytest.fixture(scope="session", params=ENVIRONMENTS)
 def manifests(request: pytest.FixtureRequest, render: ModuleType) -> list[dict[str, Any]]:
     """Every object of one environment; a test that takes this runs once per environment."""
-    return render.build(render.OVERLAYS / request.param)
+    return render.objects_of(render.OVERLAYS / request.param, engine="own")
 
 
 @pytest.fixture(scope="session")

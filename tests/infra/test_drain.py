@@ -61,9 +61,9 @@ def _submit(address: str, folder: Path) -> str:
 @pytest.mark.slow
 def test_a_job_saves_before_the_pod_goes(address, drain, tmp_path):
     job_id = _submit(address, tmp_path)
-    assert drain.drain(address, stop=False, timeout_s=0) == [job_id]  # a worker's hook stops nothing
     assert not (tmp_path / "saved").exists()
-    assert drain.drain(address, stop=True, timeout_s=120) == []
+    assert drain.stop_jobs(address, timeout_s=0) == [job_id]  # asked to stop, and not done yet
+    assert drain.stop_jobs(address, timeout_s=120) == []
     assert (tmp_path / "saved").exists()
 
 
@@ -71,5 +71,5 @@ def test_a_head_that_is_gone_counts_as_drained(drain, capsys):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    assert drain.drain(f"http://127.0.0.1:{port}", stop=True, timeout_s=60) == []
+    assert drain.stop_jobs(f"http://127.0.0.1:{port}", timeout_s=60) == []
     assert "cannot drain" in capsys.readouterr().out

@@ -130,10 +130,14 @@ def test_a_job_has_time_to_save(ray_pods):
     for name, pod in ray_pods.items():
         hook = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
         assert hook[:2] == ["python", "/home/ray/latentomni/infra/drain.py"]
-        assert ("--stop" in hook) == name.endswith("head")
+        is_head = name.endswith("head")
+        assert ("--stop" in hook, "--leave" in hook) == (is_head, not is_head)
         driver_s = int(_env(pod)["RAY_JOB_STOP_WAIT_TIME_S"])
         hook_s = int(hook[hook.index("--timeout_s") + 1])
         assert 120 <= driver_s < hook_s < pod["terminationGracePeriodSeconds"]
+        if not is_head:
+            # What the cluster is told: time to save, and over before the hook ends.
+            assert 120 <= int(hook[hook.index("--deadline_s") + 1]) < hook_s
 
 
 def test_shared_memory_is_memory_and_fits_its_container(ray_pods):
@@ -177,10 +181,66 @@ def test_no_container_may_become_root(ray_pods, of_kind):
 
 def test_gpus_are_asked_for_in_one_environment_only(render):
     def asked(env: str) -> int:
-        return str(render.build(render.OVERLAYS / env)).count("'nvidia.com/gpu': ")
+        return str(render.objects_of(render.OVERLAYS / env, engine="own")).count("'nvidia.com/gpu': ")
 
     assert asked("kind") == 0
     assert asked("gpu") == 2 * 4  # requests and limits of three jobs and the service
+
+
+def test_a_job_asks_for_the_gpus_that_its_config_uses(render, read_entrypoint):
+    """Each number is read from the config's own dataclass here, and from the file by the renderer."""
+    objects = render.objects_of(render.OVERLAYS / "gpu", engine="own")
+    asked, used = {}, {}
+    for item in objects:
+        if item["kind"] not in ("RayJob", "RayService"):
+            continue
+        name = item["metadata"]["labels"]["app.kubernetes.io/component"]
+        (group,) = item["spec"].get("rayClusterSpec", item["spec"].get("rayClusterConfig"))["workerGroupSpecs"]
+        resources = group["template"]["spec"]["containers"][0]["resources"]
+        assert resources["requests"]["nvidia.com/gpu"] == resources["limits"]["nvidia.com/gpu"]
+        assert group["minReplicas"] == group["replicas"] == group["maxReplicas"]
+        asked[name] = group["replicas"] * resources["requests"]["nvidia.com/gpu"]
+        if item["kind"] == "RayJob":
+            used[name] = _gpus_of(name, read_entrypoint(item["spec"]["entrypoint"]))
+        else:
+            args = yaml.safe_load(item["spec"]["serveConfigV2"])["applications"][0]["args"]
+            used[name] = args["num_replicas"] * args["num_gpus_per_replica"]
+    assert asked == used == {"train": 8, "preprocess": 8, "evaluate": 8, "serve": 1}
+
+
+def _gpus_of(stage: str, config: Any) -> float:
+    if stage == "train":
+        assert config.use_gpu is True
+        return config.max_workers
+    if stage == "preprocess":
+        return config.data.num_encoders * config.data.num_gpus_per_encoder
+    return config.num_examiners * config.num_gpus_per_examiner
+
+
+@pytest.mark.parametrize(
+    ("words", "nodes", "gpus", "fewest"),
+    [
+        ("num_workers=16", 2, 8, 2),
+        ("num_workers=4", 1, 4, 1),
+        ("num_workers=12", 2, 6, 2),
+        ("num_workers=[8,16]", 2, 8, 1),
+    ],
+)
+def test_pods_follow_the_workers_of_the_run(render, words, nodes, gpus, fewest):
+    (job,) = [i for i in render.build(render.OVERLAYS / "gpu") if i["metadata"]["name"] == "omni-train"]
+    job["spec"]["entrypoint"] += f" {words}"
+    render._fit_to_run(job)
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    resources = group["template"]["spec"]["containers"][0]["resources"]
+    assert (group["replicas"], group["maxReplicas"], group["minReplicas"]) == (nodes, nodes, fewest)
+    assert resources["requests"]["nvidia.com/gpu"] == resources["limits"]["nvidia.com/gpu"] == gpus
+
+
+def test_workers_that_cannot_be_shared_by_nodes_are_refused(render):
+    (job,) = [i for i in render.build(render.OVERLAYS / "gpu") if i["metadata"]["name"] == "omni-train"]
+    job["spec"]["entrypoint"] += " num_workers=9"
+    with pytest.raises(render.RenderError, match="RayJob omni-train: 9 GPUs cannot be shared evenly by 2 nodes of 8"):
+        render._fit_to_run(job)
 
 
 def test_jobs_reach_mlflow_under_a_name_it_answers_to(ray_pods, of_kind, monkeypatch):
@@ -247,7 +307,9 @@ def test_what_training_registers_is_evaluated_and_served(serve_config, of_kind, 
 
 
 def test_the_service_on_gpus_is_the_one_of_the_configs(render, root):
-    (service,) = [item for item in render.build(render.OVERLAYS / "gpu") if item["kind"] == "RayService"]
+    (service,) = [
+        item for item in render.objects_of(render.OVERLAYS / "gpu", engine="own") if item["kind"] == "RayService"
+    ]
     args = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"]
     config = yaml.safe_load((root / "jobs" / "configs" / "serve" / "cluster.yaml").read_text())
     for only_there in ("host", "port", "model"):

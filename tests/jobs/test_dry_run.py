@@ -88,7 +88,7 @@ def test_prepared_rows_are_as_long_as_the_method_makes_them(tmp_path):
     [
         (["task.model_name_or_path=Someone/Else"], "the sizes of Someone/Else are not known"),
         (["dry_run.gpu_memory=80"], "unknown key 'gpu_memory'; did you mean 'gpu_memory_gib'?"),
-        (["task.freeze=[eyes]"], "freeze names ['eyes']"),
+        (["task.freeze=[eyes]"], "'task.freeze[0]' must be one of 'vision', 'audio', 'llm', 'heads', got 'eyes'"),
     ],
 )
 def test_mistakes_are_named(words, complaint):

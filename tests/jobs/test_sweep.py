@@ -109,7 +109,7 @@ def test_another_precision_is_another_cell_and_float32_keeps_its_own(config):
     ("cell", "complaint"),
     [
         ({"like": "cur"}, "cell odd is like 'cur', which is none of sft, text_cot, "),
-        ({"like": "cure", "step": 5}, "cell odd: trial has no setting ['step']; it knows: "),
+        ({"like": "cure", "step": 5}, "cell odd: unknown key 'step'; did you mean 'steps'?"),
         ({"like": "cure", "options": {"num_visuals": 1}}, "method 'latent_omni' has no option ['num_visuals']"),
         ({"method": "sfft"}, "cell odd: unknown method 'sfft'"),
     ],

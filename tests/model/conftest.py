@@ -18,11 +18,13 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2_5OmniConfig, Qwen2_5OmniForConditionalGeneration
 
+from omni_model.attention import Gaze, gazes, watch
 from omni_model.encoded import RawClip
 from omni_model.events import Rollout
 from omni_model.methods import make_method
 from omni_model.methods.base import Method
 from omni_model.qwen_omni import QwenOmniBackbone
+from omni_model.replay import lay_track, run_track
 from omni_model.sequence import Media, Plan, PlanBuilder, prepare_media
 from omni_model.tiny import TinyConfig, build_tiny, train_tokenizer
 from omni_model.vocabulary import LATENT_TOKENS, Vocabulary, read_vocabulary
@@ -271,6 +273,27 @@ def full_folder(backbone, tokenizer, tmp_path_factory) -> Path:
     omni.save_pretrained(folder, max_shard_size="300KB")
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def attention_along() -> Callable[..., list[Gaze]]:
+    """`attention_along(backbone, method, plans, rollouts)`: the attention of everything that was generated, by row."""
+
+    @torch.no_grad()
+    def along(
+        backbone: QwenOmniBackbone,
+        method: Method,
+        plans: Sequence[Plan],
+        rollouts: Sequence[Rollout],
+        *,
+        hide_latents: bool = False,
+    ) -> list[Gaze]:
+        track = lay_track(backbone, method, plans, rollouts, device="cpu")
+        with watch(backbone, track) as shares:
+            run_track(backbone, method, track, hide_latents=hide_latents)
+        return gazes(track, shares)
+
+    return along
 
 
 @pytest.fixture(scope="session")

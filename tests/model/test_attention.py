@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from omni_model.attention import Gaze, attention_along, media_ratio, summarise_gaze
+from omni_model.attention import Gaze, media_ratio, summarise_gaze, watch
 from omni_model.generate import generate
 from omni_model.methods import make_method
-from omni_model.replay import replay
+from omni_model.replay import lay_track, replay
 from omni_model.sequence import Kind
 
 QUESTIONS = ("Which col", "Which colour is on screen?")
@@ -57,7 +57,7 @@ def _eager_weights(backbone, run) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("hide_latents", [False, True])
 @pytest.mark.parametrize("bottleneck", ["none", "answer"])
-def test_shares_are_those_of_the_eager_kernel(talker, prompts, roll, latent, bottleneck, hide_latents):
+def test_shares_are_those_of_the_eager_kernel(talker, prompts, roll, latent, bottleneck, hide_latents, attention_along):
     method = latent(bottleneck=bottleneck)
     rollouts = roll(method)
     assert any(r.latent_steps for r in rollouts)
@@ -83,7 +83,7 @@ def test_shares_are_those_of_the_eager_kernel(talker, prompts, roll, latent, bot
     assert bool(seen) != hide_latents
 
 
-def test_hooks_are_gone_afterwards_even_after_a_failure(talker, prompts, roll, latent, monkeypatch):
+def test_hooks_are_gone_afterwards_even_after_a_failure(talker, prompts, roll, latent, attention_along):
     method = latent()
     rollouts = roll(method)
 
@@ -93,9 +93,10 @@ def test_hooks_are_gone_afterwards_even_after_a_failure(talker, prompts, roll, l
     assert hooks() == 0
     attention_along(talker, method, prompts, rollouts)
     assert hooks() == 0
-    monkeypatch.setattr("omni_model.attention.run_track", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        attention_along(talker, method, prompts, rollouts)
+    track = lay_track(talker, method, prompts, rollouts, device="cpu")
+    with pytest.raises(ZeroDivisionError), watch(talker, track):
+        assert hooks() > 0
+        raise ZeroDivisionError
     assert hooks() == 0
 
 
@@ -115,7 +116,7 @@ def test_ratios_with_and_without_credit_for_words_that_look_at_latents():
     assert figures["latents_on_latents"] == pytest.approx(0.15)
 
 
-def test_methods_without_latents_leave_out_what_they_have_not(talker, prompts, roll):
+def test_methods_without_latents_leave_out_what_they_have_not(talker, prompts, roll, attention_along):
     method = make_method("sft")
     rollouts = roll(method)
     gazes = attention_along(talker, method, prompts, rollouts)

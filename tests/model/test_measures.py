@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from omni_model.attention import attention_along, summarise_gaze
+from omni_model.attention import summarise_gaze
 from omni_model.decodability import decodability, read_states
 from omni_model.generate import generate
 from omni_model.geometry import effective_rank, mean_cosine, norm_ratio
@@ -44,7 +44,7 @@ def roll(talker, vocabulary, prompts):
     return make
 
 
-def test_figures_of_a_row_are_those_of_its_measures(talker, prompts, roll, latent):
+def test_figures_of_a_row_are_those_of_its_measures(talker, prompts, roll, latent, attention_along):
     method = latent()
     rollouts = [*roll(method)[:2], roll(method, max_phases=0)[2]]  # the last one never looks
     figures = measure(talker, method, prompts, rollouts)

@@ -154,7 +154,7 @@ def test_unknown_methods_and_options_name_what_is_known():
         ("teacher_share", 1.5, "between 0 and 1"),
         ("teacher_share_end", "0.5", "must be a float, got '0.5'"),
         ("jacobi_sweeps", 1, "take 2 or more, or engine: recurrent"),
-        ("segment_s", 0, "length in seconds above 0"),
+        ("segment_s", 0, "segment_s must be above 0, got 0.0"),
     ],
 )
 def test_a_value_that_is_not_right_is_refused(option, value, complaint):

@@ -29,6 +29,11 @@ def named_colour(scene: Scene, text: str) -> str:
     return colour
 
 
+def shot_of(scene: Scene, colour: str) -> int:
+    """The first shot that shows a colour."""
+    return next(k for k, shot in enumerate(scene.shots) if shot.colour == colour)
+
+
 def shown_once(scene: Scene) -> set[str]:
     counts = Counter(shot.colour for shot in scene.shots)
     return {colour for colour, count in counts.items() if count == 1}
@@ -78,7 +83,7 @@ def test_the_next_colour_is_that_of_the_next_shot() -> None:
     seconds = set()
     for scene in SCENES + LONG:
         for question in ask(scene, ("next_colour",)):
-            shot = scene.shot_of(named_colour(scene, question.text))
+            shot = shot_of(scene, named_colour(scene, question.text))
             assert question.text == f"Which colour follows {scene.shots[shot].colour}?"
             assert question.answer == scene.shots[shot + 1].colour and question.options == COLOURS
             seconds.add(shot)
@@ -88,7 +93,7 @@ def test_the_next_colour_is_that_of_the_next_shot() -> None:
 def test_the_shape_of_a_colour_is_that_of_its_shot() -> None:
     for scene in SCENES + LONG:
         for question in ask(scene, ("shape_of_colour",)):
-            shot = scene.shots[scene.shot_of(named_colour(scene, question.text))]
+            shot = scene.shots[shot_of(scene, named_colour(scene, question.text))]
             assert (question.text, question.answer) == (f"Which shape is {shot.colour}?", shot.shape)
 
 

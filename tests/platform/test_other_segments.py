@@ -164,7 +164,7 @@ def test_their_number_changes_the_content_and_none_leaves_older_folders_valid():
         "decode_version": DECODE_VERSION,
     }
     assert content_fingerprint(config) == fingerprint(before)
-    with pytest.raises(ValueError, match="other_segments is a number of segments per clip, 0 for none; got -1"):
+    with pytest.raises(ValueError, match="other_segments must be at least 0, got -1"):
         replace(config, other_segments=-1)
 
 

@@ -7,22 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 
 from omni_model.batch import Batch
-from omni_model.feedback import FeedbackKind
 from omni_model.heads import Heads, SyncHeads
-from omni_model.losses import Reduction, Term, contrastive_loss, cosine_loss, regression_loss, sync_loss
-from omni_model.masks import Bottleneck
-from omni_model.methods.trajectory import Words, write_trajectory
+from omni_model.losses import Term, contrastive_loss, cosine_loss, regression_loss, sync_loss
+from omni_model.method_options import LatentOmniOptions
+from omni_model.methods.trajectory import write_trajectory
 from omni_model.pooling import norm_weighted_pool
-from omni_model.positions import Ospe, clip_times, latent_offsets
+from omni_model.positions import clip_times, latent_offsets
 from omni_model.processing import MERGE
 from omni_model.sequence import Kind, Media, PlanBuilder, Span
-from omni_model.unroll import Engine, Gradient, JacobiStart, UnrollConfig, Unrolled
+from omni_model.unroll import UnrollConfig, Unrolled
 from omni_platform.schema import Sample
 
 _MAX_MOMENTS = 40
@@ -31,79 +30,15 @@ _MIN_TOKENS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentOmni:
-    """Options of the method. The defaults are the paper's, except that slots are fed the model's own latents."""
+class LatentOmni(LatentOmniOptions):
+    """The method with its options. The defaults are the paper's, except that slots are fed the model's own latents."""
 
     name: ClassVar[str] = "latent_omni"
     has_phases: ClassVar[bool] = True
     needs_anchors: ClassVar[bool] = True
 
-    num_visual: int = 32
-    """Visual slots of a phase (K_v)."""
-    num_audio: int = 8
-    """Audio slots of a phase (K_a), after the visual ones."""
-    max_train_phases: int = 3
-    """Samples with more looks than this are refused."""
-    words: Words = "trajectory"
-    """What is said around the looks: the trajectory's words, its opening and the answer, or the answer alone."""
-    ospe: Ospe = "slot"
-    """Position ids of slots, the same in training and decoding: none, slot, tmrope or code_compat."""
-    segment_s: float = 5.0
-    """Nominal length of a segment, for `ospe: tmrope` alone."""
-    engine: Engine = "recurrent"
-    """teacher_parallel (the authors' released training), or own latents: recurrent (the paper's words, and free of the
-    leak of the former), two_pass, jacobi. See `UnrollConfig` for these and the options that follow."""
-    gradient: Gradient = "full"
-    """How far the gradient runs through own latents: full, kv_only, detached."""
-    teacher_share: float = 0.0
-    """Share of slots fed the anchor among own latents."""
-    teacher_share_end: float | None = None
-    """The share at the last step, reached in a straight line; None keeps it."""
-    jacobi_sweeps: int = 8
-    """Passes over a phase's slots at most, in training and decoding; as many as slots are exact."""
-    jacobi_tolerance: float = 1e-3
-    """Relative movement at which a row's sweeps stop; 0 for never."""
-    jacobi_start: JacobiStart = "trigger"
-    """First guess in training: trigger (as in decoding) or anchors."""
-    jacobi_carry: bool = True
-    """Hand on within a sweep what the slots before have moved."""
-    latent_loss: Literal["mse", "cosine", "infonce"] = "mse"
-    """What ties latents to anchors. `infonce` tells segments apart, see `latent_negatives`."""
-    latent_negatives: Literal["batch", "clip"] = "batch"
-    """Of `latent_loss: infonce`, what the right segment is told apart from: the segments that the micro-batch looks at,
-    or those and the other segments of its clips (preprocessing's `other_segments` gives every clip some). With `batch`
-    a micro-batch of one phase has nothing to tell apart: the loss is 0 and teaches nothing."""
-    latent_reduction: Reduction = "sum"
-    """Over the width: the paper's Eq. 5 sums, its code takes the mean."""
-    normalise_anchors: bool = False
-    """Compare squared errors with anchors scaled to root mean square 1: hidden states after the final norm are near 1,
-    while a small model's towers may make features fifty times larger."""
-    latent_weight: float = 0.005
-    """lambda 1 of Eq. 7."""
-    latent_temperature: float = 0.1
-    """Of `latent_loss: infonce`."""
-    sync_weight: float = 1.0
-    """lambda 2 of Eq. 7; 0 leaves the sync heads out."""
-    detach_sync_inputs: bool = False
-    """True keeps the sync loss from changing anything but its own heads, as the authors' code does."""
-    bottleneck: Bottleneck = "published"
-    """Controlled attention flow: none, published (training only), answer, strict."""
-    bottleneck_until: float = 1.0
-    """Share of training with the bottleneck. Below 1 it is then lifted, and stays so when answering (LIVR's second
-    stage, arXiv 2512.21218)."""
-    feedback: FeedbackKind = "raw"
-    """How a hidden state becomes a slot's input: raw or linear."""
-    norm_match: bool = False
-    """Scale fed latents to the size of the row's clip features."""
-
     def __post_init__(self) -> None:
-        if self.num_visual < 0 or self.num_audio < 0 or self.num_visual + self.num_audio == 0:
-            raise ValueError(
-                f"a phase needs at least one slot, got num_visual={self.num_visual}, num_audio={self.num_audio}; "
-                "for a run without latents use method sft or text_cot"
-            )
-        if self.segment_s <= 0:
-            raise ValueError(f"segment_s is a length in seconds above 0, got {self.segment_s}")
+        super().__post_init__()
         # The engine's own checks, now rather than at the first step.
         _ = self.unroll
 

@@ -15,43 +15,22 @@ import torch
 from omni_model.batch import Batch
 from omni_model.heads import Heads
 from omni_model.losses import Term
-from omni_model.masks import Bottleneck
-from omni_model.methods.trajectory import Words, write_trajectory
-from omni_model.positions import Ospe, latent_offsets
+from omni_model.method_options import MarkerOptions, PauseOptions
+from omni_model.methods.trajectory import write_trajectory
+from omni_model.positions import latent_offsets
 from omni_model.sequence import Media, PlanBuilder, Span
 from omni_model.unroll import UnrollConfig, Unrolled
 from omni_platform.schema import Sample
 
 
 @dataclass(frozen=True, kw_only=True)
-class PauseTokens:
+class PauseTokens(PauseOptions):
     """The slots of LatentOmni, each fed one and the same learned vector (arXiv 2310.02226)."""
 
     name: ClassVar[str] = "pause"
     has_phases: ClassVar[bool] = True
     weights: ClassVar[dict[str, float]] = {}
     needs_anchors: ClassVar[bool] = False
-
-    num_visual: int = 32
-    """Slots of a phase that carry the positions of visual ones."""
-    num_audio: int = 8
-    """Slots of a phase that carry the positions of audio ones."""
-    max_train_phases: int = 3
-    """Samples with more looks than this are refused."""
-    words: Words = "trajectory"
-    """What is said around the slots, as in latent_omni."""
-    ospe: Ospe = "slot"
-    """Position ids of slots, as in latent_omni."""
-    segment_s: float = 5.0
-    """Nominal length of a segment, for `ospe: tmrope` alone."""
-    bottleneck: Bottleneck = "none"
-    """Whether words after a phase see the clip, as in latent_omni."""
-    norm_match: bool = False
-    """Scale the learned vector to the size of the row's clip features."""
-
-    def __post_init__(self) -> None:
-        if min(self.num_visual, self.num_audio) < 0 or self.num_visual + self.num_audio == 0:
-            raise ValueError("pause tokens need at least one slot (num_visual + num_audio); method markers has none")
 
     @property
     def unroll(self) -> UnrollConfig:
@@ -84,7 +63,7 @@ class PauseTokens:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Markers:
+class Markers(MarkerOptions):
     """Trigger and stop with no slot between them."""
 
     name: ClassVar[str] = "markers"
@@ -93,13 +72,6 @@ class Markers:
     num_audio: ClassVar[int] = 0
     weights: ClassVar[dict[str, float]] = {}
     needs_anchors: ClassVar[bool] = False
-
-    max_train_phases: int = 3
-    """Samples with more looks than this are refused."""
-    words: Words = "trajectory"
-    """What is said around the markers, as in latent_omni."""
-    bottleneck: Bottleneck = "none"
-    """Whether words after a marker see the clip, as in latent_omni."""
 
     @property
     def unroll(self) -> UnrollConfig:

@@ -11,14 +11,15 @@ import torch
 from omni_model.batch import Batch
 from omni_model.heads import Heads
 from omni_model.losses import Term
-from omni_model.methods.trajectory import Words, spoken
+from omni_model.method_options import AnswerOnlyOptions, TextCotOptions
+from omni_model.methods.trajectory import spoken
 from omni_model.sequence import Kind, Media, PlanBuilder, Span
 from omni_model.unroll import UnrollConfig, Unrolled
 from omni_platform.schema import Sample, TextStep
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerOnly:
+class AnswerOnly(AnswerOnlyOptions):
     """Vanilla SFT: the question is followed by its answer."""
 
     name: ClassVar[str] = "sft"
@@ -46,7 +47,7 @@ class AnswerOnly:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextCot:
+class TextCot(TextCotOptions):
     """Explicit text chain of thought: the trajectory's words without its looks, by cross-entropy alone."""
 
     name: ClassVar[str] = "text_cot"
@@ -56,11 +57,6 @@ class TextCot:
     unroll: ClassVar[UnrollConfig] = UnrollConfig(engine="teacher_parallel")
     weights: ClassVar[dict[str, float]] = {}
     needs_anchors: ClassVar[bool] = False
-
-    words: Words = "trajectory"
-    """How much of the trajectory's words is said, as in latent_omni."""
-    times: bool = False
-    """Say in words when every look begins: as much of the annotation as latents are told by their anchors' moments."""
 
     def write(self, builder: PlanBuilder, sample: Sample) -> None:
         if not any(isinstance(step, TextStep) for step in sample.trajectory):

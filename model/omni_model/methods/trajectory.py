@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
 
 import torch
 
+from omni_model.method_options import Words
 from omni_model.sequence import Kind, PlanBuilder
 from omni_platform.schema import Sample, Step, TextStep
-
-Words = Literal["trajectory", "evidence", "opening", "answer"]
-"""What is said around the looks.
-
-* `trajectory`: the trajectory's own words.
-* `evidence`: the first sentence after each look (what was found there) and the answer, and nothing that leads to the
-  next look: as few words as can carry a chain.
-* `opening`: its words before the first look, and the answer after the last: what is seen and heard is not put into
-  words, as in data that says where to look and not what is there.
-* `answer`: nothing but the answer after the last look.
-"""
 
 
 def spoken(sample: Sample, words: Words) -> tuple[Step, ...]:

@@ -10,14 +10,16 @@ import logging
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import ray
 import ray.data
+from annotated_types import Ge
 from ray.data import ActorPoolStrategy
 
 from omni_platform import storage
 from omni_platform.artifacts import CARD_NAME, Card, card_bytes, differences, find_card
+from omni_platform.bounds import Count, Natural, NotNegative, Positive, Share, check_fields
 from omni_platform.config import fingerprint, to_dict
 from omni_platform.data.account import AccountError, account
 from omni_platform.data.anchors import BuildEncoder
@@ -44,47 +46,39 @@ class PreprocessConfig:
     """The folder of the result; local (shared by all nodes of the cluster) or s3://."""
     overwrite_output_dir: bool = False
     """Make the output again even where the same inputs, config and encoder made it before."""
-    fps: float = 2.0
+    fps: Positive = 2.0
     """Frames sampled per second of clip."""
-    fps_max_frames: int = 256
+    fps_max_frames: Annotated[int, Ge(2)] = 256
     """At most so many frames per clip; longer clips are sampled more slowly."""
     decode_max_pixels: int = MAX_PIXELS
     """Pictures with more pixels are scaled down by the decoder; the encoder then brings them to its own size."""
     use_audio_in_video: bool = True
     """Decode the sound of the clips. Off, every clip is mute: only rows with needs_audio false are used."""
-    max_length: int = 32768
+    max_length: Count = 32768
     """Samples whose clip and words alone have more positions are quarantined, never cut. The slots and markers of a
     method come on top: training measures whole sequences against its own max_length."""
-    other_segments: int = 0
+    other_segments: Natural = 0
     """Segments per clip that are encoded beside those its samples look at, spread evenly over the clip, so that a
     contrastive loss has other moments of the clip to tell the right one from."""
-    max_clip_duration_s: float | None = None
+    max_clip_duration_s: Positive | None = None
     """Longer clips are quarantined."""
-    decode_deadline_s: float = 60.0
+    decode_deadline_s: Positive = 60.0
     """A clip that takes longer to read and decode is cut off and quarantined."""
-    fail_above_quarantined_share: float = 1.0
+    fail_above_quarantined_share: Share = 1.0
     """Fail when a larger share of the rows is quarantined (1 = never; all rows are an error in any case)."""
-    clips_per_part: int = 8
+    clips_per_part: Count = 8
     """Clips that an encoder takes at a time, and writes into one part."""
-    num_encoders: int = 1
+    num_encoders: Count = 1
     """Encoder actors."""
-    num_cpus_per_encoder: float = 1.0
-    num_gpus_per_encoder: float = 0.0
-    num_cpus_per_decode: float = 1.0
+    num_cpus_per_encoder: NotNegative = 1.0
+    num_gpus_per_encoder: NotNegative = 0.0
+    num_cpus_per_decode: Positive = 1.0
     """CPUs that one decoding task takes; the free CPUs divided by it are the clips decoded at a time."""
-    memory_mb_per_decode: int = 512
+    memory_mb_per_decode: Count = 512
     """Memory that Ray sets aside for a decoding task; raise it for long clips in large pictures."""
 
     def __post_init__(self) -> None:
-        if self.fps <= 0 or self.fps_max_frames < 2:
-            raise ValueError("fps must be positive and fps_max_frames at least 2")
-        positive = ("decode_deadline_s", "clips_per_part", "num_encoders", "memory_mb_per_decode", "max_length")
-        if wrong := [name for name in positive if getattr(self, name) <= 0]:
-            raise ValueError(f"{', '.join(wrong)} must be positive")
-        if self.other_segments < 0:
-            raise ValueError(f"other_segments is a number of segments per clip, 0 for none; got {self.other_segments}")
-        if not 0 <= self.fail_above_quarantined_share <= 1:
-            raise ValueError("fail_above_quarantined_share is a share: it lies between 0 and 1")
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,16 +66,6 @@ def ceilings(
     }
 
 
-def blind_ceiling(family: str, *, num_scenes: int = 10_000, seed: int = 0) -> float:
-    """The best accuracy that ears or eyes alone can reach on a family."""
-    return ceilings((family,), num_scenes=num_scenes, seed=seed)[family].blind
-
-
-def text_only_ceiling(family: str, *, num_scenes: int = 10_000, seed: int = 0) -> float:
-    """The best accuracy of a guess that knows the question's text alone."""
-    return ceilings((family,), num_scenes=num_scenes, seed=seed)[family].text
-
-
 def chance(family: str, *, num_shots: int = 6) -> float:
     """The accuracy of a guess among the options."""
     scenes = (draw_scene(world_of(family), seed=0, index=index, num_shots=num_shots) for index in range(100))

@@ -11,11 +11,14 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
+from annotated_types import Interval
 from tqdm import tqdm
 
 from omni_platform import storage
 from omni_platform.artifacts import CARD_NAME, Card, card_bytes, differences, find_card
+from omni_platform.bounds import Count, Natural, NotNegative, Positive, check_fields
 from omni_platform.config import fingerprint, to_dict
 from omni_platform.data.manifest import manifest_line
 from omni_platform.media.film import CROSS_MODAL, FAMILIES, ask, to_sample, world_of
@@ -40,34 +43,35 @@ class FilmConfig:
     """The folder that gets `clips/`, `manifest.jsonl` and `card.json`; local or s3://."""
     overwrite_output_dir: bool = False
     """Render again even where the same film is there."""
-    seed: int = 0
+    seed: Natural = 0
     """Films of different seeds have no clip in common."""
-    first_index: int = 0
+    first_index: Natural = 0
     """Number of the first clip."""
-    num_clips: int = 100
+    num_clips: Natural = 100
     world: World = "shots"
     """What the clips are: rows of shots with tones, or one shot with a flash and a beep 80 to 320 ms apart."""
     families: tuple[str, ...] = ()
     """One question of each named family per clip; a family may be named more than once. None named: the plain
     cross-modal families of scenes of shots, or the one of synchrony."""
-    num_shots: int = 6
+    num_shots: Annotated[int, Interval(ge=1, le=24)] = 6
     """Shots of a clip, up to 24; of scenes of shots only."""
-    shot_s: float = 1.0
+    shot_s: Positive = 1.0
     """Length of a shot; of scenes of shots only."""
-    side_px: int = 112
+    side_px: Count = 112
     """Side of the square picture."""
     fps: int | None = None
     """Frames per second of the files: 8, or 25 for synchrony, unless told otherwise."""
-    picture_noise: float = PICTURE_NOISE
+    picture_noise: NotNegative = PICTURE_NOISE
     """Spread of the noise over the pictures, in grey levels."""
-    hiss: float = HISS
+    hiss: NotNegative = HISS
     """Spread of the noise under the tones, whose amplitudes are 0.15 to 0.5."""
-    bad_clips: int = 0
+    bad_clips: Natural = 0
     """So many broken clips more, each with one question: missing, truncated, mute and junk in turn."""
-    num_processes: int = 0
+    num_processes: Natural = 0
     """Processes that render; 0 = one per CPU."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         strange = [family for family in self.families if family in FAMILIES and world_of(family) != self.world]
         if strange:
             other = world_of(strange[0])

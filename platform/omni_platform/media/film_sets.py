@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from omni_platform.bounds import Count, Natural
 from omni_platform.media.benchmark import SHIFTS, BenchmarkClip, Split, clip_of, families_of
 from omni_platform.media.film import ask, to_sample
 from omni_platform.media.scene import World
@@ -18,16 +19,16 @@ T = TypeVar("T")
 class FilmSizes:
     """How many clips there are of every kind."""
 
-    train: int = 5000
-    train_synchrony: int = 2000
-    validation: int = 64
-    test: int = 256
-    test_synchrony: int = 256
-    questions_per_family: int = 3
+    train: Count = 5000
+    train_synchrony: Natural = 2000
+    validation: Natural = 64
+    test: Natural = 256
+    test_synchrony: Natural = 256
+    questions_per_family: Count = 3
     """How often a family is asked about a clip that is trained on, each time drawn anew."""
-    shifted: int = 96
+    shifted: Natural = 96
     """Clips of every shifted test."""
-    per_file: int = 250
+    per_file: Count = 250
 
 
 @dataclass(frozen=True, kw_only=True)

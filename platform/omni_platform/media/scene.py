@@ -93,10 +93,6 @@ class Scene:
         """The tone that sounds in a shot, or `none`."""
         return next((tone.name for tone in self.tones if tone.shot == shot), "none")
 
-    def shot_of(self, colour: str) -> int:
-        """The first shot that shows a colour."""
-        return next(k for k, shot in enumerate(self.shots) if shot.colour == colour)
-
     @property
     def shots_of_unique_colour(self) -> list[int]:
         """Shots whose colour no other shot shows: all of them in scenes of at most six shots."""

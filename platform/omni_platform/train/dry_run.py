@@ -1,17 +1,22 @@
-"""What a run will take, told before it starts: memory of a GPU, time of a step and of an epoch.
+"""What a run will take, told before it starts: memory of a GPU and of a machine, time, GPU hours and disk.
 
 The model's share (weights, activations, matrix work) comes from whoever knows the model, as a `StepSize`; here it is
-divided by ZeRO stage, precision and number of workers, shown as a table, and refused where it cannot fit.
+divided by ZeRO stage, precision and number of workers, shown as a table, and refused where it cannot fit. An elastic
+run must hold for the fewest workers it may go on with: what is divided among workers is largest there.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
+from annotated_types import Interval
+
+from omni_platform.bounds import Count, Natural, NotNegative, Positive, check_fields
 from omni_platform.train.config import TrainConfig
+from omni_platform.train.footprint import Footprint, footprint_of, largest
 
 GIB = 2**30
 _BUCKET_VALUES = 5e8
@@ -24,32 +29,35 @@ _LIVE_VALUES = 1e9
 class DryRunConfig:
     """The GPU that is meant and the data that is expected. The defaults: an H100 of 80 GiB, reached to 43 %."""
 
-    gpu_memory_gib: float = 80.0
-    peak_tflops: float = 989.0
+    gpu_memory_gib: Positive = 80.0
+    peak_tflops: Positive = 989.0
     """Dense bfloat16 operations of one GPU, in 10^12 a second."""
-    mfu: float = 0.43
+    mfu: Annotated[float, Interval(gt=0, le=1)] = 0.43
     """Share of the peak that matrix work reaches; published for LoRA of a 7B model on one H100."""
-    bandwidth_gb_s: float = 3350.0
+    bandwidth_gb_s: Positive = 3350.0
     """Memory bandwidth of one GPU: what a latent slot waits for is the reading of all weights."""
-    reserve_gib: float = 3.0
+    reserve_gib: NotNegative = 3.0
     """Left to the CUDA context, the exchange library and fragmentation."""
-    max_length: int = 0
+    max_length: Natural = 0
     """Positions of the longest sample; 0 for that of the data, or of the longest clip that the config allows."""
-    mean_length: int = 0
+    mean_length: Natural = 0
     """Positions of a middling sample, for the time; 0 for that of the data, or the longest."""
-    num_rows: int = 0
+    num_rows: Natural = 0
     """Samples of an epoch; 0 for those of the data."""
-    text_tokens: int = 512
+    text_tokens: Count = 512
     """Words that a sample teaches: each costs a row of logits over the whole vocabulary."""
-    num_phases: int = 2
+    num_phases: Natural = 2
     """Latent phases of a sample."""
 
+    gpus_per_node: Count = 8
+    """Workers that share the host memory and the disk of one machine."""
+    host_memory_gib: NotNegative = 0.0
+    """Memory of one machine, less what Ray's object store takes; 0 leaves it unchecked."""
+    scratch_gib: NotNegative = 0.0
+    """Room below TMPDIR on one machine; 0 leaves it unchecked."""
+
     def __post_init__(self) -> None:
-        for name in ("gpu_memory_gib", "peak_tflops", "bandwidth_gb_s"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name):g}")
-        if not 0 < self.mfu <= 1:
-            raise ValueError(f"mfu is a share between 0 and 1, got {self.mfu:g}")
+        check_fields(self)
 
 
 class StepSize(Protocol):
@@ -61,6 +69,12 @@ class StepSize(Protocol):
     def num_learning(self) -> int: ...
     @property
     def largest_layer(self) -> int: ...
+    @property
+    def num_exported(self) -> int: ...
+    @property
+    def recomputes(self) -> bool: ...
+    @property
+    def input_bytes(self) -> float: ...
     @property
     def activation_bytes(self) -> float: ...
     @property
@@ -77,18 +91,21 @@ class StepSize(Protocol):
     def llm_weights(self) -> int: ...
 
 
-MeasureStep = Callable[[Mapping[str, Any], int], StepSize]
-"""From a task's options and a number of positions to the size of one pass over a worker's batch."""
+MeasureStep = Callable[[Any, int], StepSize]
+"""From a task's settings and a number of positions to the size of one pass over a worker's batch."""
+FindSavers = Callable[[Any], Sequence[tuple[str, Any]]]
+"""From a task's settings to changes of them that save memory, the mildest first: (as on the command line, settings)."""
 
 
 class DoesNotFitError(ValueError):
-    """The run needs more memory than a GPU has; the message says how much, and what would help."""
+    """The run needs more than a GPU or a machine has; the message says how much, and what would help."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a run takes, in bytes of one GPU and in seconds."""
+    """What a run takes on one number of workers, in bytes of one GPU and in seconds."""
 
+    workers: int
     memory: dict[str, float]
     """Bytes by what takes them, the reserve included."""
     notes: dict[str, str]
@@ -97,6 +114,8 @@ class Estimate:
     positions_per_step: float
     step_s: float
     rows_per_step: int
+    footprint: Footprint
+    """Disk, and memory of a machine."""
 
     @property
     def total(self) -> float:
@@ -107,10 +126,23 @@ class Estimate:
         return self.total <= self.capacity
 
 
-def estimate(config: TrainConfig, dry: DryRunConfig, measure: MeasureStep, *, longest: int, mean: int) -> Estimate:
-    """The memory for the longest sample and the time for a middling one."""
+def worlds(config: TrainConfig) -> tuple[int, ...]:
+    """The numbers of workers that a run is estimated for: the fewest first, and the most where they differ."""
+    return tuple(sorted({config.min_workers, config.max_workers}))
+
+
+def estimate(
+    config: TrainConfig,
+    dry: DryRunConfig,
+    measure: MeasureStep,
+    *,
+    longest: int,
+    mean: int,
+    workers: int | None = None,
+) -> Estimate:
+    """The memory for the longest sample and the time for a middling one; by default on the fewest workers."""
     size, usual = measure(config.task, longest), measure(config.task, mean)
-    workers, recompute = config.max_workers, bool(config.task.get("gradient_checkpointing", False))
+    workers, recompute = workers or config.min_workers, size.recomputes
     memory, notes = _states(config, size, workers)
     kept = size.recomputed_bytes if recompute else size.activation_bytes
     other = size.activation_bytes if recompute else size.recomputed_bytes
@@ -126,72 +158,109 @@ def estimate(config: TrainConfig, dry: DryRunConfig, measure: MeasureStep, *, lo
     waits = 3.0 * usual.passes_in_a_row * usual.llm_weights * _value_bytes(config) / (dry.bandwidth_gb_s * 1e9)
     rows = config.per_device_train_batch_size * config.micro_batches_per_step
     return Estimate(
+        workers=workers,
         memory=memory,
         notes=notes,
         capacity=dry.gpu_memory_gib * GIB,
         positions_per_step=float(rows * mean),
         step_s=config.accumulation(workers) * (work / (dry.peak_tflops * 1e12 * dry.mfu) + waits),
         rows_per_step=rows,
+        footprint=footprint_of(config, size, workers=workers, gpus_per_node=dry.gpus_per_node),
     )
 
 
-def table(config: TrainConfig, dry: DryRunConfig, found: Estimate, *, num_rows: int, mean: int) -> str:
-    """The estimate as a person reads it."""
+def table(config: TrainConfig, dry: DryRunConfig, found: Sequence[Estimate], *, num_rows: int, mean: int) -> str:
+    """The estimates, one for each number of workers (the fewest first), as a person reads them."""
     precision = "bf16" if config.bf16 else "fp32"
     sharing = f"ZeRO-{config.zero_stage}" if config.engine == "deepspeed" else "plain torch"
-    lines = [
-        f"{config.run_name}: {config.max_workers} GPUs of {dry.gpu_memory_gib:g} GiB, {sharing}, {precision}",
-        "",
-        f"{'memory of one GPU':<22}{'GiB':>8}",
-    ]
+    gpus = " to ".join(str(one.workers) for one in found)
+    lines = [f"{config.run_name}: {gpus} GPUs of {dry.gpu_memory_gib:g} GiB, {sharing}, {precision}", ""]
+    for one in found:
+        if len(found) > 1:
+            lines += [f"--- on {one.workers} GPUs ---"]
+        lines += _memory_lines(dry, one) + _time_lines(config, dry, one, num_rows=num_rows, mean=mean) + [""]
+    return "\n".join([*lines, *largest([one.footprint for one in found]).lines(dry.gpus_per_node)])
+
+
+def _memory_lines(dry: DryRunConfig, found: Estimate) -> list[str]:
+    lines = [f"{'memory of one GPU':<22}{'GiB':>8}"]
     for name, value in found.memory.items():
         lines.append(f"  {name:<20}{value / GIB:>8.1f}  {found.notes[name] if value else 'none'}")
     verdict = "fits" if found.fits else "DOES NOT FIT"
-    lines += [f"  {'together':<20}{found.total / GIB:>8.1f}  of {dry.gpu_memory_gib:g}: {verdict}", ""]
-    per_gpu = found.positions_per_step / found.step_s / config.max_workers
-    lines += [
+    return [*lines, f"  {'together':<20}{found.total / GIB:>8.1f}  of {dry.gpu_memory_gib:g}: {verdict}", ""]
+
+
+def _time_lines(config: TrainConfig, dry: DryRunConfig, found: Estimate, *, num_rows: int, mean: int) -> list[str]:
+    per_gpu = found.positions_per_step / found.step_s / found.workers
+    passes = config.accumulation(found.workers)
+    lines = [
         f"{'one step':<22}",
-        f"  rows                {found.rows_per_step:>8,}  {config.max_workers} GPUs x "
-        f"{config.gradient_accumulation_steps} x {config.per_device_train_batch_size}",
+        f"  rows                {found.rows_per_step:>8,}  {found.workers} GPUs x {passes} x "
+        f"{config.per_device_train_batch_size}",
         f"  tokens              {found.positions_per_step:>8,.0f}  {mean:,} a row",
         f"  seconds             {found.step_s:>8,.1f}  {per_gpu:,.0f} tokens/s a GPU, at {dry.mfu:.0%} of "
         f"{dry.peak_tflops:g} TFLOP/s; exchange between GPUs is left out",
         "",
     ]
+
+    def duration(name: str, steps: int, remark: str) -> str:
+        seconds = steps * found.step_s
+        hours = f"{seconds * found.workers / 3600:,.1f} GPU hours"
+        return f"{name:<22}{_span(seconds):>8}  {remark}; {hours}"
+
     if num_rows:
         steps = num_rows // found.rows_per_step
-        lines.append(f"one epoch             {_span(steps * found.step_s):>8}  {steps:,} steps, {num_rows:,} rows")
+        lines.append(duration("one epoch", steps, f"{steps:,} steps, {num_rows:,} rows"))
     else:
         lines.append("one epoch             unknown   there is no data yet; give dry_run.num_rows")
     if config.max_steps > 0:
-        lines.append(f"the run               {_span(config.max_steps * found.step_s):>8}  {config.max_steps:,} steps")
-    return "\n".join(lines)
+        lines.append(duration("the run", config.max_steps, f"{config.max_steps:,} steps"))
+    return lines
 
 
 def refuse_what_cannot_fit(
-    config: TrainConfig, dry: DryRunConfig, found: Estimate, measure: MeasureStep, *, longest: int
+    config: TrainConfig,
+    dry: DryRunConfig,
+    found: Estimate,
+    measure: MeasureStep,
+    *,
+    longest: int,
+    savers: FindSavers = lambda task: (),
 ) -> None:
-    """DoesNotFitError where a GPU is too small, naming changes that would make the run fit."""
+    """DoesNotFitError where a GPU or a machine is too small, naming changes that would make the run fit."""
+    where = f"{config.run_name} on {found.workers} GPUs"
+    _refuse_machine(dry, found.footprint, where)
     if found.fits:
         return
     helps = []
-    for words, changed in _remedies(config):
+    for words, changed in _remedies(config, savers):
         other = estimate(changed, dry, measure, longest=longest, mean=longest)
         if other.fits:
             helps.append(f"{words} ({other.total / GIB:.1f} GiB)")
     advice = "; ".join(helps) or "none of the usual changes is enough: shorten the clips, or take larger GPUs"
     raise DoesNotFitError(
-        f"{config.run_name} needs {found.total / GIB:.1f} GiB on every GPU, and there are {dry.gpu_memory_gib:g}. "
+        f"{where} needs {found.total / GIB:.1f} GiB on every GPU, and there are {dry.gpu_memory_gib:g}. "
         f"What would make it fit: {advice}"
     )
+
+
+def _refuse_machine(dry: DryRunConfig, need: Footprint, where: str) -> None:
+    for name, needed, there, fix in (
+        ("host memory", need.host_bytes, dry.host_memory_gib, "fewer GPUs to a machine, or zero_stage=3"),
+        ("disk below TMPDIR", need.scratch_bytes, dry.scratch_gib, "set TMPDIR to a larger disk"),
+    ):
+        if there and needed > there * GIB:
+            raise DoesNotFitError(
+                f"{where} needs {needed / GIB:.1f} GiB of {name} on a machine, and there are {there:g}: {fix}"
+            )
 
 
 def _states(config: TrainConfig, size: StepSize, workers: int) -> tuple[dict[str, float], dict[str, str]]:
     """Weights, gradients, optimizer states and exchange buffers of one worker."""
     value, stage = _value_bytes(config), config.zero_stage if config.engine == "deepspeed" else 0
     learning, all_weights = size.num_learning, size.num_weights
-    # A float32 copy beside bfloat16 weights, and AdamW's two moments.
-    per_weight = (4 if config.bf16 else 0) + 8
+    # AdamW's two moments, and DeepSpeed's float32 copy of what learns, in any precision.
+    per_weight = (4 if stage else 0) + 8
     divided = {"weights": stage >= 3, "gradients": stage >= 2, "optimizer states": stage >= 1}
     memory = {
         "weights": all_weights * value / (workers if divided["weights"] else 1),
@@ -212,11 +281,8 @@ def _states(config: TrainConfig, size: StepSize, workers: int) -> tuple[dict[str
     return memory, notes
 
 
-def _remedies(config: TrainConfig) -> Sequence[tuple[str, TrainConfig]]:
+def _remedies(config: TrainConfig, savers: FindSavers) -> Sequence[tuple[str, TrainConfig]]:
     """Changes that save memory, the mildest first, and then the same together."""
-    task = config.task
-    checkpointing = {**task, "gradient_checkpointing": True}
-    options = {**task.get("options", {}), "engine": "teacher_parallel"}
     found: list[tuple[str, TrainConfig]] = []
 
     def add(words: str, **changes: Any) -> None:
@@ -224,21 +290,16 @@ def _remedies(config: TrainConfig) -> Sequence[tuple[str, TrainConfig]]:
         if changed != config:
             found.append((words, changed))
 
-    add("task.gradient_checkpointing=true", task=checkpointing)
+    for words, task in savers(config.task):
+        add(words, task=task)
     if config.engine == "deepspeed":
         add("zero_stage=3", zero_stage=3)
-        add("task.gradient_checkpointing=true zero_stage=3", task=checkpointing, zero_stage=3)
-    if not task.get("lora_rank"):
-        frozen = [name for name in task.get("freeze", ()) if name != "llm"]
-        lora = {**checkpointing, "lora_rank": 16, "freeze": frozen}
-        add("task.gradient_checkpointing=true task.lora_rank=16", task=lora)
-    if task.get("method", "latent_omni") == "latent_omni":
-        add(
-            "task.gradient_checkpointing=true task.options.engine=teacher_parallel",
-            task={**checkpointing, "options": options},
-        )
+        for words, task in savers(config.task):
+            add(f"{words} zero_stage=3", task=task, zero_stage=3)
     if config.per_device_train_batch_size > 1:
         add("per_device_train_batch_size=1", per_device_train_batch_size=1)
+    if config.min_workers < config.max_workers:
+        add(f"num_workers={config.max_workers}", num_workers=config.max_workers)
     return found
 
 

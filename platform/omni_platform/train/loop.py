@@ -30,7 +30,7 @@ from omni_platform.train.notes import Notes
 from omni_platform.train.place import Place
 from omni_platform.train.plan import Plan
 from omni_platform.train.saving import Saver, refuse_without_lease, resume
-from omni_platform.train.schedule import check_schedule, learning_rate
+from omni_platform.train.schedule import learning_rate
 from omni_platform.train.sharded import build_sharded
 from omni_platform.train.sizes import SizedRows, StepDivisors, check_counts, join_shares, measure_share, refusal_report
 from omni_platform.train.state import Progress, seed_everything
@@ -55,7 +55,6 @@ class Job:
 def work(job: Job, place: Place) -> dict[str, Any]:
     """One worker's whole run. Returns the summary; `stopped` in it tells of a request to stop."""
     config, goodput = job.config, Goodput()
-    check_schedule(config)
     seed_everything(config.seed)  # the same weights on every worker
     task = build_sharded(config, job.build_task, place.device)
     rows = _measure(job, task)

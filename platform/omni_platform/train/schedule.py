@@ -7,13 +7,7 @@ from __future__ import annotations
 
 import math
 
-from omni_platform.train.config import TrainConfig
-
-_DEFAULTS = {
-    "cosine_with_min_lr": {"min_lr_rate": 0.0},
-    "polynomial": {"power": 1.0, "min_lr_rate": 0.0},
-    "warmup_stable_decay": {"min_lr_rate": 0.0, "decay_ratio": 0.1},
-}
+from omni_platform.train.config import SCHEDULER_DEFAULTS, TrainConfig
 
 
 def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
@@ -30,26 +24,22 @@ def warmup_length(config: TrainConfig, total_steps: int) -> int:
 
 
 def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
-    """Optimizer steps of the whole run: max_steps if given, else epochs times steps per epoch."""
-    if config.max_steps > 0:
-        return config.max_steps
-    return max(1, math.ceil(config.num_train_epochs * steps_per_epoch))
+    """Optimizer steps of the whole run: max_steps if given, else epochs times steps per epoch.
 
-
-def check_schedule(config: TrainConfig) -> None:
-    """ValueError for a key of `lr_scheduler_kwargs` that the configured shape does not have."""
-    known = _DEFAULTS.get(config.lr_scheduler_type, {})
-    unknown = sorted(set(config.lr_scheduler_kwargs) - set(known))
-    if unknown:
-        takes = f"it takes {', '.join(known)}" if known else "it takes none"
+    Raises `ValueError` where the warm-up is longer (without max_steps only the data tell).
+    """
+    steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * steps_per_epoch)
+    if config.warmup_steps > max(1, steps):
         raise ValueError(
-            f"lr_scheduler_type {config.lr_scheduler_type} has no {', '.join(unknown)} in lr_scheduler_kwargs; {takes}"
+            f"warmup_steps={config.warmup_steps} is longer than the run: {config.num_train_epochs:g} epochs of "
+            f"{steps_per_epoch} steps are {max(1, steps)}"
         )
+    return max(1, steps)
 
 
 def _share_of_peak(config: TrainConfig, step: int, rise: int, total_steps: int) -> float:
     kind = config.lr_scheduler_type
-    given = {**_DEFAULTS.get(kind, {}), **config.lr_scheduler_kwargs}
+    given = {**SCHEDULER_DEFAULTS.get(kind, {}), **config.lr_scheduler_kwargs}
     done = (step - rise) / max(1, total_steps - rise)
     floor = given.get("min_lr_rate", 0.0)
     if kind in ("constant", "constant_with_warmup"):

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import functools
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import ray
-import ray._private.worker as ray_worker
+import yaml
 from ray.cluster_utils import Cluster
-from ray.core.generated import autoscaler_pb2
 from toy_runs import config
 from toy_task import ToyRows, ToyTask
 
@@ -26,6 +27,7 @@ from omni_platform.train.launch import fit
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).parents[3]
 STEPS = 60
 ELASTIC: dict[str, Any] = {"num_workers": (1, 2), "elastic_resize_monitor_interval_s": 2.0}
 
@@ -70,7 +72,7 @@ def losses(summary: dict[str, Any], tracking_uri: str) -> dict[int, float]:
 def test_a_node_taken_away_with_notice_costs_no_step_and_changes_no_loss(
     cluster: Cluster, tracking_uri: str, tmp_path: Path
 ) -> None:
-    leaving = cluster.add_node(num_cpus=1)
+    leaving = cluster.add_node(num_cpus=1, env_vars={"RAY_CLOUD_INSTANCE_ID": "pod-of-the-node"})
     cluster.wait_for_nodes()
     elastic = replace(settings(tmp_path, "preempted", tracking_uri), **ELASTIC)
     folder = tmp_path / "preempted" / "checkpoints" / "preempted"
@@ -111,12 +113,21 @@ def wait_for_step(folder: Path, step: int) -> None:
 
 
 def take_away(cluster: Cluster, node: Any, folder: Path) -> None:
-    """Announce that a node will go, as a cloud does, and take it away when its time is up."""
+    """Stop a node as Kubernetes stops a worker's pod: run the hook of the manifest, then end its processes."""
     wait_for_step(folder, 20)
-    worker: Any = ray_worker.global_worker
-    client, reasons = worker.gcs_client, cast(Any, autoscaler_pb2)
-    reason = reasons.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    accepted, why = client.drain_node(node.node_id, reason, "taken away", int((time.time() + 8) * 1000))
-    assert accepted, why
-    time.sleep(8)
+    times = {"240": "8", "270": "60"}
+    command = [sys.executable, str(ROOT / "infra" / "drain.py"), *(times.get(w, w) for w in hook_of_the_workers()[2:])]
+    pod = {"RAY_CLOUD_INSTANCE_ID": "pod-of-the-node", "RAY_ADDRESS": cluster.address}
+    done = subprocess.run(command, env={**os.environ, **pod}, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr
+    assert f"announced that node {node.node_id} goes in 8 s" in done.stdout
     cluster.remove_node(node, allow_graceful=False)
+
+
+def hook_of_the_workers() -> list[str]:
+    """The preStop command of the training job's workers, as rendered."""
+    render = [sys.executable, "infra/render.py", "gpu", "--engine", "own"]
+    text = subprocess.run(render, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (job,) = [item for item in yaml.safe_load_all(text) if item["metadata"]["name"] == "omni-train"]
+    pod = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
+    return pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
