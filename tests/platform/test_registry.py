@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,27 @@ def test_promotion_names_the_version_before_and_leads_back(client: MlflowClient,
         promote("p", "9", tracking_uri=store)
     with pytest.raises(ValueError, match="models:/none@candidate is not in the registry"):
         promote("none", CANDIDATE, tracking_uri=store)
+
+
+def test_the_job_that_promotes_prints_the_way_back(client: MlflowClient, store: str, tmp_path: Path) -> None:
+    for step in (1, 2):
+        register_model(export(tmp_path / "e", str(step)), "job", new_run(client), step=step, tracking_uri=store)
+    promote("job", "1", tracking_uri=store)
+    job = str(Path(__file__).parents[2] / "jobs" / "promote.py")
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, job, "name=job", f"tracking_uri={store}", *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+
+    done = call()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-2:] == [
+        "promote: job@champion is version 2, before: 1",
+        "back: python jobs/promote.py name=job which=1 to=champion",
+    ]
+    refused = call("which=7")
+    assert refused.returncode == 1
+    assert "promote: models:/job/7 is not in the registry" in refused.stderr
 
 
 def test_the_same_step_of_a_run_is_one_version(client: MlflowClient, store: str, tmp_path: Path) -> None:
