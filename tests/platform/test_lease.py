@@ -42,8 +42,11 @@ except LeaseHeldError as error:
 """
 
 
-@pytest.fixture(params=["local", "object store"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def out(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "s3":
+        yield request.getfixturevalue("s3") + "/out"
+        return
     if request.param == "local":
         yield str(tmp_path / "out")
         return
@@ -248,6 +251,15 @@ def test_a_store_that_ignores_conditions_is_read_back(monkeypatch: pytest.Monkey
     for thread in threads:
         thread.join()
     assert sorted(outcomes) == ["refused", "won"]
+
+
+@pytest.mark.parametrize("s3", ["no conditions"], indirect=True)
+def test_a_server_without_conditional_puts_still_tells_two_runs_apart(s3: str) -> None:
+    storage.create_bytes(f"{s3}/a", b"1")
+    storage.create_bytes(f"{s3}/a", b"2")  # it does not know the condition
+    refused = pytest.raises(LeaseHeldError, match="out is being written by a")
+    with hold(f"{s3}/out", owner="a"), refused, hold(f"{s3}/out", owner="b"):
+        pass
 
 
 def test_a_whole_bucket_has_its_work_folder_inside() -> None:
