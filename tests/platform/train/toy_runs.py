@@ -38,17 +38,21 @@ def toy_runs(folder: Path, tracking_uri: str) -> dict[str, list[dict[str, Any]]]
     coarse = config(folder, "coarse", **ENGINES["torch"], logging_steps=4)
     attempts += [{"config": coarse, "die_after": 6}, {"config": coarse}]
     attempts.append({"config": config(folder, "bad-stop", **ENGINES["torch"], task={"bad_row": BAD_ROW})})
-    for engine in ("torch", "zero2"):
-        middle, last = (config(folder, f"{engine}-full-{which}", **ENGINES[engine]) for which in ("middle", "last"))
-        attempts += [{"config": middle, "full": [6]}, {"config": last, "full": [6, STEPS]}, {"config": last}]
-    attempts += [{"config": config(folder, "taken", **ENGINES["torch"]), "taken": True}]
+    middle, last = (config(folder, f"zero2-full-{which}", zero_stage=2) for which in ("middle", "last"))
+    later: list[dict[str, Any]] = [
+        {"config": middle, "full": [6]},
+        {"config": last, "full": [6, STEPS]},
+        {"config": last},
+        {"config": config(folder, "taken", **ENGINES["torch"]), "taken": True},
+    ]
     for engine, settings in ENGINES.items():
         for source in (f"checkpoints/torch-whole/checkpoint-{STEPS:08d}", "export"):
-            still = {"max_steps": 1, "learning_rate": 1e-30, "init_weights_from": str(folder / "torch-whole" / source)}
+            still: dict[str, Any] = {"max_steps": 1, "warmup_steps": 0, "learning_rate": 1e-30}
+            still["init_weights_from"] = str(folder / "torch-whole" / source)
             name = f"{engine}-from-{source[:6]}"
-            attempts.append({"config": config(folder, name, **settings, **still)})
-    attempts.append({"config": {**config(folder, "torch-whole", **ENGINES["torch"]), "learning_rate": 0.1}})
-    attempts.append({"config": config(folder, "torch-whole", **ENGINES["torch"])})
+            later.append({"config": config(folder, name, **settings, **still)})
+    later.append({"config": {**config(folder, "torch-whole", **ENGINES["torch"]), "learning_rate": 0.1}})
+    later.append({"config": config(folder, "torch-whole", **ENGINES["torch"])})
     shrinking, growing = [], []
     for engine, settings in ENGINES.items():
         bad = config(
@@ -63,6 +67,7 @@ def toy_runs(folder: Path, tracking_uri: str) -> dict[str, list[dict[str, Any]]]
     found: dict[str, list[dict[str, Any]]] = {}
     launches = [  # with this many workers
         (2, [*attempts, *cut_short[: len(shrinking)]]),
+        (2, later),
         (1, [*shrinking, *cut_short[len(shrinking) :]]),
         (2, growing),
     ]
