@@ -112,6 +112,6 @@ def run_workers(path: Path, spec: dict[str, Any], *, workers: int) -> list[dict[
         )
         for rank in range(workers)
     ]
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * workers, "\n".join(outputs)[-8000:]
     return json.loads(path.with_suffix(".results").read_text())
