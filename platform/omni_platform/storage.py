@@ -194,7 +194,13 @@ def create_bytes(uri: str | Path, data: bytes) -> None:
     """
     if is_remote(uri):
         filesystem, path = _filesystem(uri)
-        filesystem.pipe_file(path, data, mode="create")
+        try:
+            filesystem.pipe_file(path, data, mode="create")
+        except OSError as error:
+            # s3fs knows Amazon's answer to a condition that does not hold; other servers name it more briefly.
+            if any(name in str(error) for name in ("PreconditionFailed", "ConditionalRequestConflict")):
+                raise FileExistsError(f"{uri} is there already") from error
+            raise
         return
     path = local_path(uri)
     path.parent.mkdir(parents=True, exist_ok=True)

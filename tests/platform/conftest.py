@@ -17,6 +17,7 @@ from omni_platform.schema import Sample, SegmentFeatures
 
 sys.path.insert(0, str(Path(__file__).parent))  # for what test files share, such as `film_cells`
 import stored_features
+from small_s3 import small_s3
 
 MEDIA = Path(__file__).parents[3] / "shared" / "media"
 
@@ -37,6 +38,22 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     write_film(config)
     return folder
+
+
+@pytest.fixture
+def s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """`s3://` URI of a bucket on a server of the test's own; parameter `no conditions`: it ignores `If-None-Match`."""
+    with small_s3(conditions=getattr(request, "param", "") != "no conditions") as url:
+        for name, value in {
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+            "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+        }.items():
+            monkeypatch.setenv(name, value)
+        yield "s3://bucket"
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -42,8 +43,11 @@ except LeaseHeldError as error:
 """
 
 
-@pytest.fixture(params=["local", "object store"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def out(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "s3":
+        yield request.getfixturevalue("s3") + "/out"
+        return
     if request.param == "local":
         yield str(tmp_path / "out")
         return
@@ -70,10 +74,11 @@ def hear(process: subprocess.Popen) -> str:
     return next(line.strip() for line in process.stdout if "taking over" not in line)
 
 
-def leave_behind(out: str, **changes: object) -> None:
+def leave_behind(out: str, **changes: Any) -> None:
     """The lease of a run on another machine."""
     with hold(out, owner="preprocess") as mine:
-        theirs = replace(mine.holder, host="node-7", machine="another", **changes)
+        of_another = {"host": "node-7", "machine": "another", "beat_at_s": time.time(), **changes}
+        theirs = replace(mine.holder, **of_another)
     storage.write_bytes(storage.join(work_folder(out), "lease.json"), json.dumps(theirs.__dict__).encode())
 
 
@@ -160,10 +165,10 @@ def test_of_many_that_start_together_one_gets_it(tmp_path: Path) -> None:
 def test_one_on_another_machine_is_replaced_when_it_has_been_silent(
     out: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    leave_behind(out, heartbeat_s=0.2)
+    leave_behind(out, heartbeat_s=0.5)
     with pytest.raises(LeaseHeldError, match=r"preprocess \(process \d+ on node-7"), hold(out, owner="b"):
         pass
-    time.sleep(1.3)
+    time.sleep(3.1)
     with hold(out, owner="b"):
         assert "on node-7), which shows no sign of life any more" in capsys.readouterr().out
 
@@ -189,8 +194,8 @@ def test_one_whose_clock_is_behind_is_not_taken_for_dead(out: str) -> None:
 
 
 def test_a_holder_stays_alive_longer_than_a_lease_lives(out: str) -> None:
-    with hold(out, owner="a", heartbeat_s=0.1):
-        time.sleep(1.0)  # a lease that is not renewed lives for 0.6 s
+    with hold(out, owner="a", heartbeat_s=0.3):
+        time.sleep(2.5)  # a lease that is not renewed lives for 1.8 s
         with pytest.raises(LeaseHeldError), hold(out, owner="b"):
             pass
 
@@ -248,6 +253,15 @@ def test_a_store_that_ignores_conditions_is_read_back(monkeypatch: pytest.Monkey
     for thread in threads:
         thread.join()
     assert sorted(outcomes) == ["refused", "won"]
+
+
+@pytest.mark.parametrize("s3", ["no conditions"], indirect=True)
+def test_a_server_without_conditional_puts_still_tells_two_runs_apart(s3: str) -> None:
+    storage.create_bytes(f"{s3}/a", b"1")
+    storage.create_bytes(f"{s3}/a", b"2")  # it does not know the condition
+    refused = pytest.raises(LeaseHeldError, match="out is being written by a")
+    with hold(f"{s3}/out", owner="a"), refused, hold(f"{s3}/out", owner="b"):
+        pass
 
 
 def test_a_whole_bucket_has_its_work_folder_inside() -> None:

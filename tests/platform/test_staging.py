@@ -15,9 +15,12 @@ from omni_platform.lease import LeaseLostError, hold
 from omni_platform.staging import ForeignFilesError, publish_folder, staged_output
 
 
-@pytest.fixture(params=["local", "object store"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def top(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A folder on this machine, and one on a store that knows no rename (fsspec's memory file system)."""
+    if request.param == "s3":
+        yield request.getfixturevalue("s3") + "/top"
+        return
     if request.param == "local":
         yield str(tmp_path)
         return
@@ -113,11 +116,9 @@ def test_an_attempt_after_a_commit_that_was_cut_off_goes_on(top: str, monkeypatc
 
     with pytest.raises(KeyboardInterrupt), staged_output(folder, key="key2", owner="test") as staged:
         storage.write_bytes(storage.join(staged.folder, "part"), b"new")
-        monkeypatch.setattr(staging.storage, step, cut_off)
-        try:
+        with monkeypatch.context() as power:
+            power.setattr(staging.storage, step, cut_off)
             staged.commit(marker="done.json", data=b"{}")
-        finally:
-            monkeypatch.undo()
     assert storage.exists(storage.join(folder, "done.json")) != storage.is_remote(top)
     with staged_output(folder, key="key2", owner="test") as staged:
         assert storage.read_bytes(storage.join(staged.folder, "part")) == b"new"

@@ -10,9 +10,12 @@ import pytest
 from omni_platform import storage
 
 
-@pytest.fixture(params=["local", "object store"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path):
     """A folder on this machine, and one on a store that knows no rename (fsspec's memory file system)."""
+    if request.param == "s3":
+        yield request.getfixturevalue("s3") + "/out"
+        return
     if request.param == "local":
         yield str(tmp_path / "out")
         return

@@ -40,17 +40,21 @@ def toy_runs(folder: Path, tracking_uri: str) -> dict[str, list[dict[str, Any]]]
     refusing = {"refuse_row": BAD_ROW, "bad_row": BAD_ROW, "dropout": 0.0}
     attempts.append({"config": config(folder, "refusing", **ENGINES["torch"], task=refusing)})
     attempts.append({"config": config(folder, "bad-stop", **ENGINES["torch"], task={"bad_row": BAD_ROW})})
-    for engine in ("torch", "zero2"):
-        middle, last = (config(folder, f"{engine}-full-{which}", **ENGINES[engine]) for which in ("middle", "last"))
-        attempts += [{"config": middle, "full": [6]}, {"config": last, "full": [6, STEPS]}, {"config": last}]
-    attempts += [{"config": config(folder, "taken", **ENGINES["torch"]), "taken": True}]
+    middle, last = (config(folder, f"zero2-full-{which}", zero_stage=2) for which in ("middle", "last"))
+    later: list[dict[str, Any]] = [
+        {"config": middle, "full": [6]},
+        {"config": last, "full": [6, STEPS]},
+        {"config": last},
+        {"config": config(folder, "taken", **ENGINES["torch"]), "taken": True},
+    ]
     for engine, settings in ENGINES.items():
         for source in (f"checkpoints/torch-whole/checkpoint-{STEPS:08d}", "export"):
-            still = {"max_steps": 1, "learning_rate": 1e-30, "init_weights_from": str(folder / "torch-whole" / source)}
+            still: dict[str, Any] = {"max_steps": 1, "warmup_steps": 0, "learning_rate": 1e-30}
+            still["init_weights_from"] = str(folder / "torch-whole" / source)
             name = f"{engine}-from-{source[:6]}"
-            attempts.append({"config": config(folder, name, **settings, **still)})
-    attempts.append({"config": {**config(folder, "torch-whole", **ENGINES["torch"]), "learning_rate": 0.1}})
-    attempts.append({"config": config(folder, "torch-whole", **ENGINES["torch"])})
+            later.append({"config": config(folder, name, **settings, **still)})
+    later.append({"config": {**config(folder, "torch-whole", **ENGINES["torch"]), "learning_rate": 0.1}})
+    later.append({"config": config(folder, "torch-whole", **ENGINES["torch"])})
     shrinking, growing = [], []
     for engine, settings in ENGINES.items():
         bad = config(
@@ -67,6 +71,7 @@ def toy_runs(folder: Path, tracking_uri: str) -> dict[str, list[dict[str, Any]]]
     found: dict[str, list[dict[str, Any]]] = {}
     launches = [  # with this many workers
         (2, [*attempts, *cut_short[: len(shrinking)]]),
+        (2, later),
         (1, [*shrinking, *cut_short[len(shrinking) :]]),
         (2, growing),
     ]
@@ -111,6 +116,6 @@ def run_workers(path: Path, spec: dict[str, Any], *, workers: int) -> list[dict[
         )
         for rank in range(workers)
     ]
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * workers, "\n".join(outputs)[-8000:]
     return json.loads(path.with_suffix(".results").read_text())
