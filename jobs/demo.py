@@ -17,6 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import omni_model
+import omni_platform
+import omni_serving
 from omni_model.fingerprint import fingerprint_model
 from omni_model.folder import TINY_BASE
 from omni_platform import storage
@@ -24,7 +27,9 @@ from omni_platform.artifacts import read_card
 from omni_platform.config import parse_args
 from omni_serving.local import Server
 
-ROOT = Path(__file__).resolve().parent.parent
+JOBS = Path(__file__).resolve().parent
+# In a checkout everything happens at its root; the jobs of an installed wheel work where they are called.
+ROOT = JOBS.parent if JOBS.name == "jobs" else Path.cwd()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +94,7 @@ class Demo:
 
     def fingerprint_with(self, config: str) -> str:
         """Changes with the code, with every stage so far, and with the text of a config."""
-        return hashlib.sha256(f"{self._chain}\0{(ROOT / config).read_text()}".encode()).hexdigest()[:8]
+        return hashlib.sha256(f"{self._chain}\0{(ROOT / located(config)).read_text()}".encode()).hexdigest()[:8]
 
     @property
     def tracking_uri(self) -> str:
@@ -101,6 +106,7 @@ class Demo:
 
     def run(self, stage: str, command: list[str]) -> None:
         """Run a job unless the same command has succeeded on the same inputs with the same code before."""
+        command = [located(word) for word in command]
         stamp = Path(self.out) / "stages" / f"{stage}.json"
         texts = [word if not (ROOT / word).is_file() else (ROOT / word).read_text() for word in command]
         self._chain = hashlib.sha256("\0".join([self._chain, *texts]).encode()).hexdigest()
@@ -162,7 +168,8 @@ class Demo:
         clip = Path(self.out) / "film" / "eval" / question["clip"]
         real = ROOT / self.config.real_clip
         media = [str(clip.resolve().parent), *([str(real.resolve().parent)] if real.is_file() else [])]
-        command = ["jobs/serve.py", "--config", "jobs/configs/serve/local.yaml", f"port={self.config.port}"]
+        command = [located("jobs/serve.py"), "--config", located("jobs/configs/serve/local.yaml")]
+        command += [f"port={self.config.port}"]
         command += [f"tracking_uri={self.tracking_uri}", f"allowed_media_dirs=[{', '.join(media)}]"]
         print(f"\n== serve: python {shlex.join(command)}", flush=True)
         with Server([sys.executable, *command], cwd=ROOT, port=self.config.port) as server:
@@ -209,10 +216,16 @@ class Demo:
         }
 
 
+def located(word: str) -> str:
+    """A word of a command with the place of a job or config of the wheel in it; in a checkout as it is."""
+    return str(JOBS / word.removeprefix("jobs/")) if JOBS.name != "jobs" and word.startswith("jobs/") else word
+
+
 def _code_fingerprint() -> str:
     digest = hashlib.sha256()
-    for room in ("platform", "model", "serving", "jobs"):
-        for file in sorted((ROOT / room).rglob("*.py")):
+    packages = (Path(str(module.__file__)).parent for module in (omni_platform, omni_model, omni_serving))
+    for folder in (*packages, JOBS):
+        for file in sorted(folder.rglob("*.py")):
             digest.update(file.read_bytes())
     digest.update(fingerprint_model(TINY_BASE).encode())
     return digest.hexdigest()

@@ -102,6 +102,28 @@ def test_configs_come_with_the_wheel_and_a_file_of_the_same_name_here_goes_befor
     assert "configs/train/latentomni_7b.yaml: 'run_name' is required" in done.stderr
 
 
+STAGE = """
+import importlib.util, sys
+from omni_platform.cli import jobs_folder
+spec = importlib.util.spec_from_file_location("demo", jobs_folder() / "demo.py")
+demo = sys.modules["demo"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(demo)
+words = ["num_clips=1", "families=[colour_at_tone]", "num_processes=1", "output_dir=demo/film"]
+for _ in range(2):
+    run = demo.Demo(demo.DemoConfig(output_dir="demo"))
+    run.run("film", ["jobs/film.py", "--config", "jobs/configs/film/eval.yaml", *words])
+print(run.fingerprint_with("jobs/configs/train/tiny_cpu.yaml"), run.reused)
+"""
+
+
+def test_the_demo_finds_its_stages_in_the_wheel_and_works_where_it_is_called(installed, tmp_path):
+    command = [str(installed / "python"), "-c", STAGE]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(" ['film']\n") and "film: 1 clips, 1 questions" in done.stdout
+    assert (tmp_path / "demo" / "film" / "manifest.jsonl").is_file()
+
+
 def test_a_real_job_runs_from_the_wheel(installed, tmp_path):
     words = ["num_clips=2", "families=[colour_at_tone]", "num_processes=1", "output_dir=film"]
     done = run(installed, tmp_path, "film", "--config", "configs/film/eval.yaml", *words)

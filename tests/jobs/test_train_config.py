@@ -24,8 +24,8 @@ GIVEN = ["run_name=r", "dataset_dir=d", "output_dir=o"]
 
 
 @cache
-def _job() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("job_train_test", ROOT / "jobs" / "train.py")
+def _job(name: str = "train") -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"job_{name}_test", ROOT / "jobs" / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # its dataclasses look up their annotations there
@@ -125,6 +125,32 @@ def test_a_bad_value_is_named_with_its_place_and_its_fix(line):
     with pytest.raises(ConfigError) as error:
         load_config(_job().CONFIG, None, [*GIVEN, *_words(line)])
     assert str(error.value) == f"the command line: {BAD[line]}"
+
+
+DATA = "data.manifest=m data.output_dir=o"
+
+
+@pytest.mark.parametrize(
+    ("job", "given", "word", "message"),
+    [
+        ("preprocess", DATA, "data.fps=0", "'data.fps' must be above 0, got 0.0"),
+        ("preprocess", DATA, "data.fps=nan", "'data.fps' must be a finite number, got nan"),
+        ("preprocess", DATA, "data.fps_max_frames=1", "'data.fps_max_frames' must be at least "
+         "2, got 1"),
+        ("preprocess", DATA, "data.num_encoders=0", "'data.num_encoders' must be at least 1, "
+         "got 0"),
+        ("evaluate", "model=m dataset_dir=d output_dir=o", "batch_size=0", "'batch_size' must be at least 1, got 0"),
+        ("film", "output_dir=o", "hiss=-.inf", "'hiss' must be a finite number, got -inf"),
+        ("film", "output_dir=o", "num_shots=25", "'num_shots' must be at least 1 and at most 24, got 25"),
+        ("sweep", "output_dir=o", "trial.learning_rate=nan", "'trial.learning_rate' must be a finite number, got nan"),
+        ("sweep", "output_dir=o", "seeds=[0,-1]", "'seeds' must be at least 0, got (0, -1)"),
+        ("serve", "model=m", "batch_wait_s=nan", "'batch_wait_s' must be a finite number, got nan"),
+    ],
+)  # fmt: skip
+def test_every_other_job_is_held_to_its_bounds_in_the_same_words(job, given, word, message):
+    with pytest.raises(ConfigError) as error:
+        load_config(_job(job).CONFIG, None, [*given.split(), word])
+    assert str(error.value) == f"the command line: {message}"
 
 
 def test_the_place_is_the_one_that_gave_this_very_key(tmp_path):
