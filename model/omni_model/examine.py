@@ -96,6 +96,8 @@ class Examiner:
         Folders prepared with other towers, or in bins that do not give these slots, have none for this model.
         """
         method, width = self._model.method, self._model.loaded.backbone.width
+        if method.num_visual + method.num_audio == 0:
+            return torch.zeros(len(row.sample.looks), 0, width)
         try:
             return pool_segments(row.anchors, num_visual=method.num_visual, num_audio=method.num_audio, width=width)
         except ValueError as error:

@@ -79,7 +79,7 @@ class ReasoningTask:
         return plan
 
     def size(self, outline: RowOutline) -> RowSize:
-        """The length of a row and what it adds to every loss term, without its clip: `len(plan(row))` in a millisecond.
+        """The length of a row and what it adds to every loss term, without its clip: `len(plan(row))` in milliseconds.
 
         Raises `ValueError` for a row that this method cannot take, or that is too long.
         """

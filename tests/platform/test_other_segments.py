@@ -224,6 +224,13 @@ def test_questions_of_a_clip_give_each_other_their_segments_once_and_in_order(tm
     }
 
 
+def test_a_clip_in_two_parts_has_all_its_segments(tmp_path):
+    """As where a run was interrupted, and a question that was refused then is used now."""
+    write_part(str(tmp_path), _part("one", [_sample("a", *_spans(7.0, 1.0))], []))
+    write_part(str(tmp_path), _part("one", [_sample("b", *_spans(3.0))], []))
+    assert _read(tmp_path) == {"a": [[7.0, 1.0], [3.0]], "b": [[3.0], [1.0, 7.0]]}
+
+
 def test_the_books_count_other_segments_apart_and_refuse_those_of_no_clip(tmp_path):
     samples = [_sample("a", *_spans(1.0, 2.0))]
     manifest = ManifestRead(uri="m", fingerprint="m", samples=samples, quarantined=[])

@@ -91,7 +91,8 @@ class TrainingRows:
         """Sample ids, sorted: row i has id i."""
         self._clip_ids = [row["clip_id"] for row in samples]
         self._segments = ClipAnchors(folder, cached_clips=cached_clips)
-        self._clips = find_clips(folder, "clips", columns=_SHAPE)
+        # Whatever part it is in, it is the same clip.
+        self._clips = {clip_id: found[0] for clip_id, found in find_clips(folder, "clips", columns=_SHAPE).items()}
         self._reader = RowGroupReader(_parse_clip, cached=cached_clips)
 
     def __len__(self) -> int:

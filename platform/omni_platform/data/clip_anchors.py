@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +19,8 @@ class ClipAnchors:
     """Which segments are whose, in memory, and what the towers made of them, read clip by clip."""
 
     def __init__(self, folder: str, *, cached_clips: int = 32) -> None:
-        self._places = {clip_id: place for clip_id, (place, _) in find_clips(folder, "anchors").items()}
+        found = find_clips(folder, "anchors")
+        self._places = {clip_id: [place for place, _ in of_clip] for clip_id, of_clip in found.items()}
         self._reader = RowGroupReader(_parse_segments, cached=cached_clips)
         self._segment_ids: dict[str, list[str]] = {}
         """Clip id -> its segments, by time."""
@@ -39,7 +41,8 @@ class ClipAnchors:
         """
         if clip_id not in self._segment_ids:
             return (), ()
-        features, ids = self._reader.read(self._places[clip_id]), self._segment_ids[clip_id]
+        features = ChainMap(*(self._reader.read(place) for place in self._places[clip_id]))
+        ids = self._segment_ids[clip_id]
         own, others = self._looks.get(sample_id, []), self._others.get(sample_id, self._once[clip_id])
         return tuple(features[ids[i]] for i in own), tuple(features[ids[i]] for i in others)
 

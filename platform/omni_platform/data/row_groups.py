@@ -54,15 +54,20 @@ class RowGroupReader(Generic[T]):
         return self._files[uri][1]
 
 
-def find_clips(folder: str, kind: str, *, columns: tuple[str, ...] = ()) -> dict[str, tuple[Place, dict[str, Any]]]:
-    """Clip id -> where its row group of a kind lies, and the given columns of the group's first row."""
-    found: dict[str, tuple[Place, dict[str, Any]]] = {}
+def find_clips(
+    folder: str, kind: str, *, columns: tuple[str, ...] = ()
+) -> dict[str, list[tuple[Place, dict[str, Any]]]]:
+    """Clip id -> where its row groups of a kind lie, and the given columns of each group's first row.
+
+    They are several where a run that was interrupted and resumed met the clip twice.
+    """
+    found: dict[str, list[tuple[Place, dict[str, Any]]]] = {}
     for uri in storage.list_files(storage.join(folder, kind), ".parquet"):
         with storage.open_read(uri) as handle:
             file = pq.ParquetFile(handle)
             rows, first = file.read(columns=["clip_id", *columns]).to_pylist(), 0
             for group in range(file.num_row_groups):
                 row = rows[first]
-                found[row.pop("clip_id")] = ((uri, group), row)
+                found.setdefault(row.pop("clip_id"), []).append(((uri, group), row))
                 first += file.metadata.row_group(group).num_rows
     return found
