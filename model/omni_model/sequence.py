@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from omni_model.positions import ClipLayout, layout_clip, place_latents
-from omni_model.processing import MERGE, TEMPORAL_PATCH, log_mel, num_audio_tokens, patchify
+from omni_model.processing import MERGE, TEMPORAL_PATCH, audible, log_mel, num_audio_tokens, patchify
 from omni_model.vocabulary import Vocabulary
 
 IGNORE = -100
@@ -79,14 +79,17 @@ class EncodedClip:
 
 
 def prepare_media(frames: np.ndarray, *, sample_fps: float, waveform: np.ndarray | None) -> Media:
-    """Turn resized frames, uint8 (F, H, W, 3), and a 16 kHz waveform into tower inputs."""
+    """Turn resized frames, uint8 (F, H, W, 3), and a 16 kHz waveform into tower inputs.
+
+    A sound of less than 21 ms, and be it empty, counts as followed by silence; None is a clip without sound.
+    """
     patches, grid = patchify(frames)
     t, h, w = grid.tolist()
     return Media(
         patches=patches,
         grid_thw=(t, h, w),
         seconds_per_grid=TEMPORAL_PATCH / sample_fps,
-        mel=None if waveform is None else log_mel(waveform),
+        mel=None if waveform is None else log_mel(audible(waveform)),
     )
 
 

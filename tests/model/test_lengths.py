@@ -9,6 +9,7 @@ import pytest
 
 from omni_model.anchors import AnchorEncoder
 from omni_model.folder import Preparation
+from omni_model.lengths import media_of_shape
 from omni_model.methods import make_method
 from omni_model.sequence import PlanBuilder, prepare_media
 from omni_platform.media.scene import make_scene
@@ -71,3 +72,14 @@ def test_samples_without_looks_are_measured_as_the_methods_without_latents_write
     assert measure(words, **content) == planned(words, make_method("text_cot"), **content)
     bare = replace(sample_with(1), trajectory=())
     assert measure(bare, **content) == planned(bare, make_method("sft"), **content)
+
+
+def test_sound_is_counted_as_it_is_prepared():
+    """To the audio token, whatever is left over at the end of the sound."""
+    frames = np.zeros((2, 56, 56, 3), np.uint8)
+    rng = np.random.default_rng(0)
+    for samples in [0, 1, 320, 321, 16_000, 16_001, *rng.integers(1, 70_000, 200).tolist()]:
+        made = prepare_media(frames, sample_fps=2.0, waveform=np.zeros(samples, np.float32))
+        shape = media_of_shape((2, 56, 56), sample_fps=2.0, num_samples=samples)
+        assert shape.mel.shape == made.mel.shape, samples
+    assert media_of_shape((2, 56, 56), sample_fps=2.0, num_samples=4_800_001).num_audio_tokens == 7500
