@@ -10,6 +10,7 @@ from functools import partial
 
 from omni_model.anchors import build_clip_encoder
 from omni_model.folder import Preparation
+from omni_model.prompt import PromptName, prompt_template
 from omni_platform.config import parse_args
 from omni_platform.data.pipeline import PreprocessConfig, preprocess
 from omni_platform.runtime import start_ray
@@ -28,7 +29,9 @@ class EncoderConfig:
     video_min_pixels: int = Preparation.video_min_pixels
     video_max_pixels: int = Preparation.video_max_pixels
     """Area of a frame as the model takes it."""
-    system_prompt: str = Preparation.system_prompt
+    prompt: PromptName = "open"
+    """That of training (`task.prompt`): options and answers count in the length of a sample."""
+    system_prompt: str = ""
     """That of training: it counts in the length of a sample."""
     device: str = "cpu"
 
@@ -60,7 +63,7 @@ def _encoder_builder(job: PreprocessJob) -> partial:
         video_min_pixels=job.encoder.video_min_pixels,
         video_max_pixels=job.encoder.video_max_pixels,
         use_audio_in_video=job.data.use_audio_in_video,
-        system_prompt=job.encoder.system_prompt,
+        prompt=prompt_template(job.encoder.prompt, system_prompt=job.encoder.system_prompt),
     )
     return partial(
         build_clip_encoder,

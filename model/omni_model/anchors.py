@@ -62,7 +62,7 @@ class AnchorEncoder:
             tokenizer=self.tokenizer,
             vocabulary=self.vocabulary,
             method=LatentOmni(num_visual=self.num_visual, num_audio=self.num_audio),
-            system_prompt=self.preparation.system_prompt,
+            template=self.preparation.prompt,
         )
 
     @torch.inference_mode()

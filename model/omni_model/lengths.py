@@ -12,6 +12,7 @@ from omni_model.methods import make_method
 from omni_model.methods.base import Method
 from omni_model.methods.latent_omni import LatentOmni
 from omni_model.processing import MEL_BINS, MIN_SOUND_SAMPLES, PATCH_PX, TEMPORAL_PATCH, num_mel_frames
+from omni_model.prompt import PromptTemplate
 from omni_model.sequence import Media, PlanBuilder
 from omni_model.vocabulary import Vocabulary
 from omni_platform.schema import Sample
@@ -40,13 +41,14 @@ def sequence_length(
     tokenizer: PreTrainedTokenizerBase,
     vocabulary: Vocabulary,
     method: LatentOmni,
-    system_prompt: str,
+    template: PromptTemplate,
 ) -> int:
     """Positions of the whole sequence: prompt, clip, trajectory and, at every look, the method's slots.
 
     A sample without looks is laid out as the methods without latents would have it.
     """
-    builder = PlanBuilder(tokenizer, vocabulary, media).chat_prompt(sample.question, system_prompt=system_prompt)
+    builder = PlanBuilder(tokenizer, vocabulary, media, template=template)
+    builder.chat_prompt(sample.question, sample.options)
     _writer(sample, method).write(builder, sample)
     return len(builder.build())
 

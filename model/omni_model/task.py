@@ -24,6 +24,7 @@ from omni_model.learner import Learner
 from omni_model.lora import LoraOptions, add_adapters, merged_state, save_adapter
 from omni_model.methods import make_method
 from omni_model.options import read_options
+from omni_model.prompt import PromptName, prompt_template
 from omni_model.qwen_omni import QwenOmniBackbone
 from omni_model.rows import PreparedRow
 from omni_model.sequence import Plan, PlanBuilder, prepare_media
@@ -60,7 +61,11 @@ class TaskConfig:
     video_min_pixels: int = 56 * 56
     video_max_pixels: int = 56 * 56
     use_audio_in_video: bool = True
+    prompt: PromptName = "open"
+    """How questions are put and answers taught: open (the question alone, the answer in words) or lettered (the options
+    with their letters below the question, the letter as answer). It goes into the exported model."""
     system_prompt: str = ""
+    """The system turn of every sequence; empty for none."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of keeping them; the losses stay the same."""
 
@@ -76,7 +81,7 @@ class ReasoningTask:
         self._loaded = load_backbone(config.model_name_or_path, whole=whole)
         if config.markers_like is not None:
             start_markers_like(self._loaded, config.markers_like, whole=whole)
-        self._preparation = Preparation(**{f.name: getattr(config, f.name) for f in fields(Preparation)})
+        self._preparation = _preparation(config)
         self._learner = Learner(self._loaded.backbone, self._method)
         self.module: nn.Module = self._learner
         vocabulary = self._loaded.vocabulary
@@ -104,8 +109,9 @@ class ReasoningTask:
         """One sample as a sequence."""
         waveform = row.waveform if self.config.use_audio_in_video else None
         media = prepare_media(row.frames, sample_fps=row.sample_fps, waveform=waveform)
-        builder = PlanBuilder(self._loaded.tokenizer, self._loaded.vocabulary, media)
-        builder.chat_prompt(row.sample.question, system_prompt=self.config.system_prompt)
+        template = self._preparation.prompt
+        builder = PlanBuilder(self._loaded.tokenizer, self._loaded.vocabulary, media, template=template)
+        builder.chat_prompt(row.sample.question, row.sample.options)
         self._method.write(builder, row.sample)
         plan = builder.build()
         if len(plan) > self.config.max_length:
@@ -153,6 +159,11 @@ class ReasoningTask:
         if adapted:
             # In a folder of its own: beside config.json, `from_pretrained` would add it a second time.
             save_adapter(thinker, folder / "adapter", base=self.config.model_name_or_path)
+
+
+def _preparation(config: TaskConfig) -> Preparation:
+    of_clips = {f.name: getattr(config, f.name) for f in fields(Preparation) if f.name != "prompt"}
+    return Preparation(**of_clips, prompt=prompt_template(config.prompt, system_prompt=config.system_prompt))
 
 
 def parts_of(learner: Learner) -> dict[str, nn.Module]:

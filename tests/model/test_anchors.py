@@ -14,6 +14,7 @@ from omni_model.folder import Preparation
 from omni_model.lengths import media_of_shape
 from omni_model.pooling import norm_weighted_pool
 from omni_model.processing import log_mel
+from omni_model.prompt import prompt_template
 from omni_model.sequence import prepare_media
 from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import render_frames, render_waveform
@@ -103,7 +104,9 @@ def test_the_fingerprint_follows_towers_and_shape(new_backbone, tokenizer, tmp_p
     first = fingerprint()
     assert first == fingerprint(head=2.0)  # what comes after the towers shapes no anchor
     others = {fingerprint(seed=1), fingerprint(num_visual=4), fingerprint(video_max_pixels=9 * 784)}
-    others.add(fingerprint(system_prompt="Look."))  # shapes no anchor, but lengthens every sample
+    others.add(
+        fingerprint(prompt=prompt_template("open", system_prompt="Look."))
+    )  # shapes no anchor, but lengthens every sample
     assert len(others - {first}) == 4
 
 

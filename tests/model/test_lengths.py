@@ -11,17 +11,20 @@ from omni_model.anchors import AnchorEncoder
 from omni_model.folder import Preparation
 from omni_model.lengths import media_of_shape
 from omni_model.methods import make_method
+from omni_model.prompt import prompt_template
 from omni_model.sequence import PlanBuilder, prepare_media
 from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import render_frames, render_waveform
 from omni_platform.schema import TextStep
+
+TEMPLATE = prompt_template("lettered", system_prompt="You listen well.")
 
 
 @pytest.fixture(scope="module")
 def measure(backbone, tokenizer, vocabulary):
     encoder = AnchorEncoder(
         backbone=backbone,
-        preparation=Preparation(system_prompt="You listen well."),
+        preparation=Preparation(prompt=TEMPLATE),
         num_visual=5,
         num_audio=2,
         tokenizer=tokenizer,
@@ -35,8 +38,8 @@ def measure(backbone, tokenizer, vocabulary):
 def planned(tokenizer, vocabulary):
     def count(sample, method, *, frames, sample_fps, waveform) -> int:
         media = prepare_media(frames, sample_fps=sample_fps, waveform=waveform)
-        builder = PlanBuilder(tokenizer, vocabulary, media)
-        builder.chat_prompt(sample.question, system_prompt="You listen well.")
+        builder = PlanBuilder(tokenizer, vocabulary, media, template=TEMPLATE)
+        builder.chat_prompt(sample.question, sample.options)
         method.write(builder, sample)
         return len(builder.build())
 
@@ -83,3 +86,14 @@ def test_sound_is_counted_as_it_is_prepared():
         shape = media_of_shape((2, 56, 56), sample_fps=2.0, num_samples=samples)
         assert shape.mel.shape == made.mel.shape, samples
     assert media_of_shape((2, 56, 56), sample_fps=2.0, num_samples=4_800_001).num_audio_tokens == 7500
+
+
+def test_options_count_in_the_length(measure, planned, sample_with, tokenizer):
+    content, method = clip(), make_method("latent_omni", {"num_visual": 5, "num_audio": 2})
+    few, many = (
+        sample_with(1),
+        replace(sample_with(1), options=("red", "green", "blue", "a colour that is long to say")),
+    )
+    more = tokenizer("\nD. a colour that is long to say", add_special_tokens=False)["input_ids"]
+    assert measure(many, **content) - measure(few, **content) == len(more) > 5
+    assert measure(many, **content) == planned(many, method, **content)

@@ -97,7 +97,7 @@ def test_a_picture_too_long_and_thin_is_refused():
 
 @pytest.fixture(scope="module")
 def stock_features():
-    """`stock_features(wave)`: mel features as Qwen2_5OmniProcessor keeps them, filled up to 300 s before the transform."""
+    """`stock_features(wave)`: mel features of a sound as Qwen2_5OmniProcessor calls for them and keeps them."""
     extractor = WhisperFeatureExtractor(
         feature_size=128, sampling_rate=16_000, hop_length=160, n_fft=400, chunk_length=300
     )

@@ -27,7 +27,8 @@ class AnswerOnly:
     weights: ClassVar[dict[str, float]] = {}
 
     def write(self, builder: PlanBuilder, sample: Sample) -> None:
-        builder.text(f"Answer: {sample.answer}", Kind.TEXT, learn=True).end_turn()
+        answer = builder.template.taught_answer(sample.answer, sample.options)
+        builder.text(answer, Kind.TEXT, learn=True).end_turn()
 
     def slot_offsets(self) -> tuple[torch.Tensor, int]:
         raise ValueError(f"method {self.name} has no latent phases")
@@ -60,7 +61,7 @@ class TextCot:
             raise ValueError(
                 f"sample {sample.sample_id} has no trajectory, which text_cot learns; use method sft for bare answers"
             )
-        for step in spoken(sample, self.words):
+        for step in spoken(sample, self.words, builder.template):
             if isinstance(step, TextStep):
                 builder.text(step.text, Kind.TEXT, learn=True)
             elif self.times:
