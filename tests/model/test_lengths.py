@@ -71,7 +71,7 @@ def test_every_look_costs_its_slots_and_two_markers(measure, sample_with):
 
 def test_samples_without_looks_are_measured_as_the_methods_without_latents_write_them(measure, planned, sample_with):
     content = clip()
-    words = replace(sample_with(1), trajectory=(TextStep(text="The low tone: red. Answer: red"),))
+    words = replace(sample_with(1), trajectory=(TextStep(text="The low tone: green. Answer: green"),))
     assert measure(words, **content) == planned(words, make_method("text_cot"), **content)
     bare = replace(sample_with(1), trajectory=())
     assert measure(bare, **content) == planned(bare, make_method("sft"), **content)

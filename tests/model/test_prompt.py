@@ -66,7 +66,7 @@ def test_the_open_template_lays_questions_out_token_for_token_as_the_toy_base_le
                 system = spelled("<|im_start|>system\n") + spelled("You listen well.<|im_end|>\n")
             assert plan.input_ids[:first].tolist() == system + spelled("<|im_start|>user\n")
             turn = spelled("<|im_end|>\n<|im_start|>assistant\n")
-            answer = spelled(f"Answer: {sample.answer}") + [vocabulary.chat_end]
+            answer = [*spelled(f"Answer: {sample.answer}"), vocabulary.chat_end]
             assert plan.input_ids[last + 1 :].tolist() == spelled(sample.question) + turn + answer
             assert plan.labels[-len(answer) :].tolist() == answer and plan.labels[: -len(answer)].eq(IGNORE).all()
     for method in ("text_cot", "latent_omni"):
