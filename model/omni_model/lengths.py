@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from omni_model.methods import make_method
 from omni_model.methods.base import Method
 from omni_model.methods.latent_omni import LatentOmni
-from omni_model.processing import MEL_BINS, MIN_SOUND_SAMPLES, PATCH_PX, TEMPORAL_PATCH, num_mel_frames
+from omni_model.processing import MEL_BINS, PATCH_PX, TEMPORAL_PATCH, num_prepared_mel_frames
 from omni_model.prompt import PromptTemplate
 from omni_model.sequence import Media, PlanBuilder
 from omni_model.vocabulary import Vocabulary
@@ -25,7 +25,7 @@ def media_of_shape(frames: tuple[int, int, int], *, sample_fps: float, num_sampl
     """
     number, height_px, width_px = frames
     grid = (-(-number // TEMPORAL_PATCH), height_px // PATCH_PX, width_px // PATCH_PX)
-    mel_frames = 0 if num_samples is None else num_mel_frames(max(num_samples, MIN_SOUND_SAMPLES))
+    mel_frames = 0 if num_samples is None else num_prepared_mel_frames(num_samples)
     return Media(
         patches=torch.empty(0),
         grid_thw=grid,

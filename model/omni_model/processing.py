@@ -115,6 +115,11 @@ def num_mel_frames(samples: int) -> int:
     return -(-min(samples, MAX_SOUND_SAMPLES) // MEL_HOP)
 
 
+def num_prepared_mel_frames(samples: int) -> int:
+    """How many mel frames a sound has as it is prepared, which is `audible` first."""
+    return num_mel_frames(max(samples, MIN_SOUND_SAMPLES))
+
+
 def audible(waveform: np.ndarray) -> np.ndarray:
     """The waveform (samples,), followed by silence where it is too short for one audio token of the tower."""
     missing = MIN_SOUND_SAMPLES - len(waveform)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from string import ascii_uppercase
 from typing import Literal
 
 ANSWER = "Answer: "
 """What precedes a taught answer; `parse_answer` looks for it."""
-MAX_LETTERED = 26
+MAX_LETTERED = len(ascii_uppercase)
 _OWN_LETTER = re.compile(r"[(\[]?([A-Z])[)\]]?[.):]\s*(?=\S)")
 """The letter that an option of a benchmark brings along, such as "A. a horn"."""
 
@@ -39,12 +40,12 @@ class PromptTemplate:
     def question(self, question: str, options: Sequence[str] = ()) -> str:
         """The user's words: the question, and its options where the template shows them.
 
-        Raises `ValueError` for options that cannot be told apart or have no letter.
+        Raises `ValueError` for options that `check_options` refuses.
         """
         check_options(options)
         if self.options == "hidden" or not options:
             return question
-        lettered = zip(_letters(options), option_words(options), strict=True)
+        lettered = zip(ascii_uppercase, option_words(options), strict=False)
         lines = [question, *(f"{letter}. {words}" for letter, words in lettered)]
         return "\n".join([*lines, self.instruction] if self.instruction else lines)
 
@@ -53,12 +54,13 @@ class PromptTemplate:
 
         Raises `ValueError` for an answer that is none of the options where its letter is to be taught.
         """
+        check_options(options)
         if self.answer == "text" or not options:
             return ANSWER + answer
         places = [i for i, option in enumerate(options) if option.lower() == answer.lower()]
         if not places:
             raise ValueError(f"the answer {answer!r} is none of the options {list(options)}")
-        letter = _letters(options)[places[0]]
+        letter = ascii_uppercase[places[0]]
         return ANSWER + (letter if self.answer == "letter" else f"{letter}. {option_words(options)[places[0]]}")
 
 
@@ -82,15 +84,19 @@ def prompt_template(name: PromptName, *, system_prompt: str = "") -> PromptTempl
 
 
 def check_options(options: Sequence[str]) -> None:
-    """Raise `ValueError` for an option without words, and for two that differ in nothing but case and spaces."""
-    seen: dict[str, str] = {}
-    for option in options:
-        key = " ".join(option.split()).lower()
-        if not key:
-            raise ValueError(f"an option is empty in {list(options)}: give every option its words")
-        if key in seen:
-            raise ValueError(f"the options {seen[key]!r} and {option!r} are the same: give every option once")
-        seen[key] = option
+    """Raise `ValueError` for more options than letters, one without words, or two alike but for case and spaces."""
+    if len(options) > MAX_LETTERED:
+        raise ValueError(
+            f"a question has {len(options)} options, and letters are enough for {MAX_LETTERED}: give fewer options"
+        )
+    seen: dict[str, int] = {}
+    for place, option in enumerate(options, start=1):
+        words = " ".join(option.split()).lower()
+        if not words:
+            raise ValueError(f"option {place} of {len(options)} is empty: give every option its words")
+        if words in seen:
+            raise ValueError(f"options {seen[words]} and {place} are the same, {option[:80]!r}: give every option once")
+        seen[words] = place
 
 
 def option_words(options: Sequence[str]) -> list[str]:
@@ -100,11 +106,3 @@ def option_words(options: Sequence[str]) -> list[str]:
     if len(lines) > 1 and all(m and ord(m[1]) - ord("A") == i for i, m in enumerate(own)):
         return [line[m.end() :] for line, m in zip(lines, own, strict=True) if m]
     return lines
-
-
-def _letters(options: Sequence[str]) -> str:
-    if len(options) > MAX_LETTERED:
-        raise ValueError(
-            f"a question has {len(options)} options, and letters are enough for {MAX_LETTERED}: give fewer options"
-        )
-    return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(options)]

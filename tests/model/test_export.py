@@ -146,5 +146,5 @@ def test_a_folder_that_is_no_export_is_refused(exported, tmp_path):
     shutil.copytree(exported[0], tmp_path, dirs_exist_ok=True)
     description = json.loads((tmp_path / "method.json").read_text())
     (tmp_path / "method.json").write_text(json.dumps({**description, "format": 99}))
-    with pytest.raises(ValueError, match="format 99; this version reads format 1"):
+    with pytest.raises(ValueError, match="format 99; this version reads formats 1 and 2"):
         load_folder(tmp_path)

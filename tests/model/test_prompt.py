@@ -150,15 +150,15 @@ def test_a_trajectory_that_contradicts_the_answer_is_refused_by_name(written, sa
 
 def test_options_that_cannot_be_put_are_refused():
     for template in PROMPTS.values():
-        with pytest.raises(ValueError, match="an option is empty"):
+        with pytest.raises(ValueError, match="option 2 of 2 is empty"):
             template.question("Which?", ("red", " "))
-        with pytest.raises(ValueError, match="the options 'red' and ' Red' are the same"):
+        with pytest.raises(ValueError, match="options 1 and 3 are the same, ' Red': give"):
             template.question("Which?", ("red", "blue", " Red"))
     many = [f"number {i}" for i in range(27)]
     assert LETTERED.question("Which?", many[:26]).splitlines()[26] == "Z. number 25"
-    with pytest.raises(ValueError, match="a question has 27 options, and letters are enough for 26"):
-        LETTERED.question("Which?", many)
-    assert PROMPTS["open"].question("Which?", many) == "Which?"
+    for template in PROMPTS.values():
+        with pytest.raises(ValueError, match="a question has 27 options, and letters are enough for 26"):
+            template.question("Which?", many)
     with pytest.raises(ValueError, match="the answer 'pink' is none of the options"):
         LETTERED.taught_answer("pink", ("red", "blue"))
     check_options(("a", "b"))

@@ -35,7 +35,10 @@ class ClipEncoder(Protocol):
         ...
 
     def length(self, sample: Sample, *, frames: np.ndarray, sample_fps: float, waveform: np.ndarray | None) -> int:
-        """Positions of the sample's whole sequence with this clip, slots included; `frames` are prepared ones."""
+        """Positions of the sample's whole sequence with this clip, slots included; `frames` are prepared ones.
+
+        Raises `ValueError` for a sample that cannot be laid out (it is quarantined, the others of its clip are not).
+        """
         ...
 
     def anchors(
