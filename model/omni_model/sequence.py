@@ -1,7 +1,8 @@
 """Lays out one sequence as a plan, piece by piece.
 
-A plan is what training teacher-forces, what decoding continues, and what scoring replays. It is the only place that
-knows how a conversation is laid out; everything after it works on kinds and indices.
+A plan is what training teacher-forces, what decoding continues, and what scoring replays. This is the only place that
+knows how a conversation is laid out (its wording is that of a `PromptTemplate`); everything after it works on kinds and
+indices.
 """
 
 # L = positions of one sequence, S = spans (latent phases) of one sequence.
