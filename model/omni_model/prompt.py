@@ -84,14 +84,14 @@ def prompt_template(name: PromptName, *, system_prompt: str = "") -> PromptTempl
 
 
 def check_options(options: Sequence[str]) -> None:
-    """Raise `ValueError` for more options than letters, one without words, or two alike but for case and spaces."""
+    """Raise `ValueError` for more options than letters, one without words, or two alike but for case and letters."""
     if len(options) > MAX_LETTERED:
         raise ValueError(
             f"a question has {len(options)} options, and letters are enough for {MAX_LETTERED}: give fewer options"
         )
     seen: dict[str, int] = {}
-    for place, option in enumerate(options, start=1):
-        words = " ".join(option.split()).lower()
+    for place, option in enumerate(option_words(options), start=1):
+        words = option.lower()
         if not words:
             raise ValueError(f"option {place} of {len(options)} is empty: give every option its words")
         if words in seen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import socket
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+import yaml
 
 import omni_model.reason
 import omni_model.sitting
@@ -27,6 +29,7 @@ from omni_model.sequence import IGNORE, Plan
 from omni_model.task import build_task
 from omni_model.tiny import TinyConfig, build_tiny, train_tokenizer
 from omni_model.vocabulary import read_vocabulary
+from omni_platform.config import load_config
 from omni_platform.media.decode import decode_clip
 from omni_platform.media.film import corpus
 from omni_platform.media.scene import make_scene
@@ -39,6 +42,7 @@ from omni_serving.deploy import deployed
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
+ROOT = Path(__file__).parents[2]
 SAMPLE = Sample(
     sample_id="q",
     clip_uri="clip.mp4",
@@ -179,6 +183,30 @@ def test_training_evaluation_and_serving_put_one_question_alike(base, row, clip,
     words = "The tone: low. Answer: " + ("B" if prompt == "lettered" else "green")
     spelled = exported.loaded.tokenizer(words, add_special_tokens=False)["input_ids"]
     assert length == len(trained) + len(spelled) + 1
+
+
+def test_preprocessing_counts_the_prompt_that_its_config_names() -> None:
+    spec = importlib.util.spec_from_file_location("preprocess_of_test_prompts", ROOT / "jobs" / "preprocess.py")
+    assert spec is not None and spec.loader is not None
+    job_module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = job_module
+    spec.loader.exec_module(job_module)
+    job = load_config(job_module.PreprocessJob, ROOT / "jobs/configs/preprocess/omni_7b.yaml")
+    expected = prompt_template("lettered", system_prompt="You are a helpful AVQA expert.")
+    assert job_module._encoder_builder(job).keywords["preparation"].prompt == expected
+
+
+def test_the_presets_of_the_real_model_ask_with_letters_and_those_of_the_toy_openly() -> None:
+    asked = {
+        file.name: (task.get("prompt", "open"), task.get("system_prompt", ""))
+        for file in (ROOT / "jobs/configs/train").glob("*.yaml")
+        if (task := yaml.safe_load(file.read_text()).get("task"))
+    }
+    with_letters = ("lettered", "You are a helpful AVQA expert.")
+    real = dict.fromkeys(
+        ("latentomni_7b.yaml", "latentomni_7b_lora.yaml", "sft_7b.yaml", "text_cot_7b.yaml"), with_letters
+    )
+    assert asked == real | {"tiny_cpu.yaml": ("open", "")}
 
 
 def _free_port() -> int:

@@ -152,8 +152,10 @@ def test_options_that_cannot_be_put_are_refused():
     for template in PROMPTS.values():
         with pytest.raises(ValueError, match="option 2 of 2 is empty"):
             template.question("Which?", ("red", " "))
-        with pytest.raises(ValueError, match="options 1 and 3 are the same, ' Red': give"):
+        with pytest.raises(ValueError, match="options 1 and 3 are the same, 'Red': give"):
             template.question("Which?", ("red", "blue", " Red"))
+    with pytest.raises(ValueError, match="options 1 and 2 are the same, 'a horn'"):
+        check_options(("A. a horn", "B. a horn"))
     many = [f"number {i}" for i in range(27)]
     assert LETTERED.question("Which?", many[:26]).splitlines()[26] == "Z. number 25"
     for template in PROMPTS.values():
