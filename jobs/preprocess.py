@@ -10,6 +10,7 @@ from functools import partial
 
 from omni_model.anchors import AnchorEncoder, StoredDtype, build_clip_encoder
 from omni_model.folder import Preparation
+from omni_model.prompt import PromptName, prompt_template
 from omni_platform.config import parse_args
 from omni_platform.data.pipeline import PreprocessConfig, preprocess
 from omni_platform.lease import refusals_in_one_line
@@ -32,8 +33,10 @@ class EncoderConfig:
     video_min_pixels: int = Preparation.video_min_pixels
     video_max_pixels: int = Preparation.video_max_pixels
     """Area of a frame as the model takes it."""
-    system_prompt: str = Preparation.system_prompt
-    """That of training: it counts in the length that data.max_length is held against."""
+    prompt: PromptName = "open"
+    """That of training (`task.prompt`): options and answers count in the length that data.max_length limits."""
+    system_prompt: str = ""
+    """That of training: it counts in that length too."""
     device: str = "cpu"
 
 
@@ -65,7 +68,7 @@ def _encoder_builder(job: PreprocessJob) -> partial:
         video_min_pixels=job.encoder.video_min_pixels,
         video_max_pixels=job.encoder.video_max_pixels,
         use_audio_in_video=job.data.use_audio_in_video,
-        system_prompt=job.encoder.system_prompt,
+        prompt=prompt_template(job.encoder.prompt, system_prompt=job.encoder.system_prompt),
     )
     return partial(
         build_clip_encoder,

@@ -66,7 +66,7 @@ class AnchorEncoder:
             media,
             tokenizer=self.tokenizer,
             vocabulary=self.vocabulary,
-            system_prompt=self.preparation.system_prompt,
+            template=self.preparation.prompt,
         )
 
     def segments(

@@ -1,7 +1,7 @@
 """A model on disk: a Hugging Face folder, and beside the weights what the method adds.
 
 config.json, model*.safetensors, tokenizer*   what stock `from_pretrained` loads
-method.json                                    the method, its options and how clips are prepared
+method.json                                    the method, its options, how clips are prepared and questions put
 method.safetensors                             the method's own weights (feedback, sync heads)
 """
 
@@ -27,19 +27,23 @@ from transformers.utils import logging as transformers_logging
 from omni_model.heads import Heads
 from omni_model.methods import make_method
 from omni_model.methods.base import Method
+from omni_model.options import read_options
+from omni_model.prompt import PROMPTS, PromptTemplate
 from omni_model.qwen_omni import QwenOmniBackbone
-from omni_model.vocabulary import LATENT_TOKENS, Vocabulary, read_vocabulary
+from omni_model.vocabulary import LATENT_TOKENS, Vocabulary, read_vocabulary, text_ids
 
 TINY_BASE = Path(__file__).parent / "tiny_base"
 """The toy base that ships with the package; `model_name_or_path: tiny` means this folder."""
-_FORMAT = 1
+_FORMAT = 2
+_OPEN_FORMAT = 1
+"""Before templates: every question was put as `open` puts it, with the system prompt beside the other preparations."""
 _WORTH_A_BAR = 100e6
 """Bytes of weights that take a while to load."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """How clips are made ready; training, evaluation and serving must agree on it."""
+    """How clips are made ready and questions put; training, evaluation and serving must agree on it."""
 
     fps: float = 2.0
     """Frames sampled a second."""
@@ -49,7 +53,8 @@ class Preparation:
     video_max_pixels: int = 56 * 56
     """Area of a prepared frame."""
     use_audio_in_video: bool = True
-    system_prompt: str = ""
+    prompt: PromptTemplate = PROMPTS["open"]
+    """How questions are put and answers written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +153,7 @@ def start_markers_like(loaded: Loaded, text: str, *, whole: Whole = already_whol
     A marker that has never been read makes the model learn anew to look things up from where it stands; one that is
     read as a token it knows does so from the first step. Raises `ValueError` where the text is not one token.
     """
-    ids = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = text_ids(loaded.tokenizer, text)
     if len(ids) != 1:
         raise ValueError(f"markers can begin as one token only, and {text!r} is {len(ids)}; take another text")
     table = cast(nn.Embedding, loaded.backbone.thinker.get_input_embeddings()).weight
@@ -208,8 +213,17 @@ def load_folder(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Ex
         loaded=loaded,
         method=method,
         heads=heads.to(dtype),
-        preparation=Preparation(**description["preparation"]),
+        preparation=_read_preparation(description),
     )
+
+
+def _read_preparation(description: Mapping[str, Any]) -> Preparation:
+    values = dict(description["preparation"])
+    prompt = values.pop("prompt", {})
+    if description["format"] == _OPEN_FORMAT:
+        prompt = {"system_prompt": values.pop("system_prompt", "")}
+    template = read_options(PromptTemplate, prompt, owner="the prompt of method.json", noun="field")
+    return Preparation(**values, prompt=template)
 
 
 def _read_heads(file: Path) -> dict[str, torch.Tensor]:
@@ -223,8 +237,10 @@ def _read_description(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"{path} has no method.json: it is not an exported model. Export one with jobs/export.py")
     description = json.loads(file.read_text())
-    if description.get("format") != _FORMAT:
-        raise ValueError(f"{file} has format {description.get('format')}; this version reads format {_FORMAT}")
+    if description.get("format") not in (_OPEN_FORMAT, _FORMAT):
+        raise ValueError(
+            f"{file} has format {description.get('format')}; this version reads formats {_OPEN_FORMAT} and {_FORMAT}"
+        )
     return description
 
 

@@ -6,7 +6,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from omni_model.methods import make_method
-from omni_model.processing import MEL_BINS, MEL_HOP, PATCH_PX, TEMPORAL_PATCH
+from omni_model.processing import MEL_BINS, PATCH_PX, TEMPORAL_PATCH, num_prepared_mel_frames
+from omni_model.prompt import PromptTemplate
 from omni_model.sequence import Media, PlanBuilder
 from omni_model.vocabulary import Vocabulary
 from omni_platform.schema import Sample, TextStep
@@ -19,11 +20,12 @@ def media_of_shape(frames: tuple[int, int, int], *, sample_fps: float, num_sampl
     """
     number, height_px, width_px = frames
     grid = (-(-number // TEMPORAL_PATCH), height_px // PATCH_PX, width_px // PATCH_PX)
+    mel_frames = 0 if num_samples is None else num_prepared_mel_frames(num_samples)
     return Media(
         patches=torch.empty(0),
         grid_thw=grid,
         seconds_per_grid=TEMPORAL_PATCH / sample_fps,
-        mel=None if num_samples is None else torch.empty(MEL_BINS, num_samples // MEL_HOP, device="meta"),
+        mel=None if num_samples is None else torch.empty(MEL_BINS, mel_frames, device="meta"),
     )
 
 
@@ -33,13 +35,14 @@ def sequence_length(
     *,
     tokenizer: PreTrainedTokenizerBase,
     vocabulary: Vocabulary,
-    system_prompt: str,
+    template: PromptTemplate,
 ) -> int:
     """Positions of prompt, clip and words: the trajectory's, or the bare answer where it has none.
 
     What a method puts at a look, its markers and slots, comes on top.
     """
-    builder = PlanBuilder(tokenizer, vocabulary, media).chat_prompt(sample.question, system_prompt=system_prompt)
+    builder = PlanBuilder(tokenizer, vocabulary, media, template=template)
+    builder.chat_prompt(sample.question, sample.options)
     words = any(isinstance(step, TextStep) for step in sample.trajectory)
     make_method("text_cot" if words else "sft").write(builder, sample)
     return len(builder.build())

@@ -20,6 +20,10 @@ SAMPLE_RATE_HZ = 16_000
 MEL_HOP = 160
 MEL_WINDOW = 400
 MEL_BINS = 128
+MAX_SOUND_SAMPLES = 300 * SAMPLE_RATE_HZ
+"""The stock processor cuts a sound here; the audio tower hears nothing after it."""
+MIN_SOUND_SAMPLES = 2 * MEL_HOP + 1
+"""Three mel frames: the shortest sound of which the audio tower makes a token."""
 PATCH_PX = 14
 MERGE = 2
 TEMPORAL_PATCH = 2
@@ -82,16 +86,44 @@ def _as_tensor(array: np.ndarray) -> torch.Tensor:
 
 
 def log_mel(waveform: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """Whisper's log-mel features of a mono 16 kHz waveform (..., samples): float32 (..., C, M), 100 frames a second."""
+    """Whisper's log-mel features of a mono 16 kHz waveform (..., samples): float32 (..., C, M).
+
+    M is `num_mel_frames`, 100 a second. The values are those of the stock processor, which fills every sound up to
+    300 seconds with silence before the transform, keeps the frames that begin within the sound, and cuts what comes
+    after 300 seconds. Here only as much silence is transformed as a window reaches.
+    """
     wave = waveform if isinstance(waveform, torch.Tensor) else _as_tensor(waveform)
-    wave = wave.float()
+    wave = wave[..., :MAX_SOUND_SAMPLES].float()
+    heard = wave.shape[-1]
+    # One window more than is kept may reach back into the sound, and the loudest bin of all of them sets the floor.
+    windows = min(-(-(heard + MEL_WINDOW // 2) // MEL_HOP), MAX_SOUND_SAMPLES // MEL_HOP)
+    end = (windows - 1) * MEL_HOP + MEL_WINDOW // 2
+    wave = F.pad(wave, (0, max(0, min(end, MAX_SOUND_SAMPLES) - heard)))
+    mirrored = (MEL_WINDOW // 2, max(0, end - MAX_SOUND_SAMPLES))
+    padded = F.pad(wave.reshape(-1, wave.shape[-1]), mirrored, mode="reflect").reshape(*wave.shape[:-1], -1)
     window = torch.hann_window(MEL_WINDOW)
-    spectrum = torch.stft(wave, MEL_WINDOW, MEL_HOP, window=window, return_complex=True)
+    spectrum = torch.stft(padded, MEL_WINDOW, MEL_HOP, window=window, center=False, return_complex=True)
     # Real and imaginary parts squared: the complex absolute value is slow on CPU.
-    power = torch.view_as_real(spectrum[..., :-1]).square().sum(-1)
+    power = torch.view_as_real(spectrum).square().sum(-1)
     log = torch.clamp(_mel_filters().T @ power, min=1e-10).log10()
     floor = log.amax(dim=(-2, -1), keepdim=True) - 8.0
-    return (torch.maximum(log, floor) + 4.0) / 4.0
+    return (torch.maximum(log, floor)[..., : num_mel_frames(heard)] + 4.0) / 4.0
+
+
+def num_mel_frames(samples: int) -> int:
+    """How many mel frames `log_mel` makes of so many samples: one for each 10 ms begun, of 300 seconds at most."""
+    return -(-min(samples, MAX_SOUND_SAMPLES) // MEL_HOP)
+
+
+def num_prepared_mel_frames(samples: int) -> int:
+    """How many mel frames a sound has as it is prepared, which is `audible` first."""
+    return num_mel_frames(max(samples, MIN_SOUND_SAMPLES))
+
+
+def audible(waveform: np.ndarray) -> np.ndarray:
+    """The waveform (samples,), followed by silence where it is too short for one audio token of the tower."""
+    missing = MIN_SOUND_SAMPLES - len(waveform)
+    return np.pad(waveform, (0, missing)) if missing > 0 else waveform
 
 
 @lru_cache(maxsize=1)

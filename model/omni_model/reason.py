@@ -120,13 +120,13 @@ class Reasoner:
         return [self._reply(a, p, r) for a, p, r in zip(asks, plans, rollouts, strict=True)]
 
     def plan(self, ask: Ask) -> Plan:
-        """The prompt of a question."""
+        """The prompt of a question. Raises `ValueError` for options that cannot be put to the model."""
         p, loaded = self._model.preparation, self._model.loaded
         frames = resize_frames(ask.frames, min_pixels=p.video_min_pixels, max_pixels=p.video_max_pixels)
         waveform = ask.waveform if p.use_audio_in_video else None
         media = prepare_media(frames, sample_fps=ask.sample_fps, waveform=waveform)
-        builder = PlanBuilder(loaded.tokenizer, loaded.vocabulary, media)
-        return builder.chat_prompt(ask.question, system_prompt=p.system_prompt).build()
+        builder = PlanBuilder(loaded.tokenizer, loaded.vocabulary, media, template=p.prompt)
+        return builder.chat_prompt(ask.question, ask.options).build()
 
     def rollouts(
         self,
@@ -154,7 +154,7 @@ class Reasoner:
         phases = self._phases(plan, rollout)
         return Reply(
             text=text,
-            answer=parse_answer(text, ask.options),
+            answer=parse_answer(text, ask.options, lettered=self._model.preparation.prompt.options == "lettered"),
             phases=phases,
             prompt_tokens=len(plan),
             completion_tokens=len(rollout.tokens),

@@ -8,24 +8,42 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from omni_model.prompt import MAX_LETTERED, option_words
+
+_AT_LEAST = 8
+"""Letters up to this one count as an answer, be it one that the question has not (which is then wrong)."""
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 _ANSWER = re.compile(r"answer(?:\s+is)?(?:\s*:\s*|\s+)([^\n]+)", re.IGNORECASE)
-_LETTER = re.compile(r"(?<![A-Za-z])([A-H])(?![A-Za-z])")
-_ARTICLE = re.compile(r"(^|[.!?\n]\s*)A(?=\s+[a-z])")
+_ONE_LETTER = re.compile(r"[(\[]?([A-Za-z])[)\]]?[.):]?")
+_LABELLED = re.compile(r"[(\[]?([A-Z])[)\].:]+\s+\S.*")
+"""One line that begins with a letter as options do: "B. a horn"."""
+_FIRST_LETTER = re.compile(r"[(\[]?([A-Z])(?![A-Za-z0-9'’+#-])")
+_AS_LETTER = (
+    r"(?!\s+(?:because|since|as|is|was|and|or|but|for|given|due|not|seems|the|this|that|it|which|from|to|in|by)\b)"
+)
+"""Words that follow a letter and no article."""
+_ARTICLE = re.compile(rf"(^|[.!?:\n\"“]\s*)A(?=\s+[a-z]){_AS_LETTER}")
 """The word "A" that begins a sentence; it names no option."""
+_PRONOUN = re.compile(rf"(?<![A-Za-z])I(?=\s+[a-z]|['’]){_AS_LETTER}")
+"""The word "I", which names no option either."""
 
 
-def parse_answer(text: str, options: Sequence[str] = ()) -> str:
+def parse_answer(text: str, options: Sequence[str] = (), *, lettered: bool = False) -> str:
     """The answer in the model's own output (never give it the prompt): boxed, then "Answer: …", then the last option.
 
     With options it returns one of them, recognised by its words or its letter (A is the first), or an empty string:
-    an answer that cannot be read is wrong, and stays in the count.
+    an answer that cannot be read is wrong, and stays in the count. Where the options were shown with letters
+    (`lettered`), "A" is the first one even if another consists of that letter.
     """
     for found in (_last(_BOXED, text), _last(_ANSWER, text)):
-        if found is not None and (answer := _match(found, options)):
+        if found is not None and (answer := _match(found, options, lettered)):
             return answer
     if not options:
         return text.strip().rstrip(".")
+    line = text.strip()
+    # "B. a horn, not a drum" gives B, though the drum is mentioned last.
+    if (labelled := _LABELLED.fullmatch(line) or _ONE_LETTER.fullmatch(line)) and (answer := _at(labelled[1], options)):
+        return answer
     return _last_mentioned(text, options)
 
 
@@ -34,33 +52,35 @@ def _last(pattern: re.Pattern[str], text: str) -> str | None:
     return found[-1] if found else None
 
 
-def _match(found: str, options: Sequence[str]) -> str:
+def _match(found: str, options: Sequence[str], lettered: bool) -> str:
     found = found.strip().strip("*").rstrip(".").strip()
     if not options:
         return found
-    for option in options:
-        if found.lower() == option.lower():
+    if lettered and (shown := _ONE_LETTER.fullmatch(found)):
+        return _at(shown[1], options)
+    for option, words in zip(options, option_words(options), strict=True):
+        if found.lower() in (option.lower(), words.lower()):
             return option
-    letter = _LETTER.match(found)
-    # "A green one" names green, "A because red is wrong" the first option.
-    words = found[1:].strip().lower()
-    if letter and not (letter[1] == "A" and any(words.startswith(option.lower()) for option in options[1:])):
+    letter = _ONE_LETTER.fullmatch(found) or _FIRST_LETTER.match(found)
+    if letter and not (_ARTICLE.match(found) or _PRONOUN.match(found)):
         return _at(letter[1], options)
     return _last_mentioned(found, options)
 
 
 def _at(letter: str, options: Sequence[str]) -> str:
-    place = ord(letter) - ord("A")
+    place = ord(letter.upper()) - ord("A")
     return options[place] if place < len(options) else ""
 
 
 def _last_mentioned(text: str, options: Sequence[str]) -> str:
     """The option that is mentioned last as whole words, the longest where several end there; else the last letter."""
-    places = {option: _last_end(option, text) for option in options}
+    words = dict(zip(options, option_words(options), strict=True))
+    places = {option: max(_last_end(option, text), _last_end(words[option], text)) for option in options}
     best = max(places, key=lambda option: (places[option], len(option)))
     if places[best] >= 0:
         return best
-    letters = _LETTER.findall(_ARTICLE.sub(r"\1", text))
+    last_letter = chr(ord("A") + min(max(len(options), _AT_LEAST), MAX_LETTERED) - 1)
+    letters = re.findall(rf"(?<![A-Za-z])([A-{last_letter}])(?![A-Za-z])", _PRONOUN.sub("", _ARTICLE.sub(r"\1", text)))
     return _at(letters[-1], options) if letters else ""
 
 

@@ -1,145 +1,56 @@
-"""The plan of one sequence: every position's token, kind, position ids and label, in order.
+"""Lays out one sequence as a plan, piece by piece.
 
-A plan is what training teacher-forces, what decoding continues, and what scoring replays. It is the only place that
-knows how a conversation is laid out; everything after it works on kinds and indices.
+A plan is what training teacher-forces, what decoding continues, and what scoring replays. This is the only place that
+knows how a conversation is laid out (its wording is that of a `PromptTemplate`); everything after it works on kinds and
+indices.
 """
 
 # L = positions of one sequence, S = spans (latent phases) of one sequence.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import IntEnum
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from omni_model.plan import IGNORE, EncodedClip, Kind, Media, Plan, Span
 from omni_model.positions import ClipLayout, layout_clip, place_latents
-from omni_model.processing import MERGE, TEMPORAL_PATCH, log_mel, num_audio_tokens, patchify
-from omni_model.vocabulary import Vocabulary
-
-IGNORE = -100
-"""Label of a position whose token is not learned."""
-
-
-class Kind(IntEnum):
-    """What stands at a position. Masks, losses and probes speak in kinds, never in token ids."""
-
-    PAD = 0
-    TEMPLATE = 1
-    MARKER = 2
-    VISUAL = 3
-    AUDIO = 4
-    QUESTION = 5
-    TEXT = 6
-    TRIGGER = 7
-    LATENT_VISUAL = 8
-    LATENT_AUDIO = 9
-    STOP = 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class Media:
-    """One clip ready for the towers, with the clock of its tokens."""
-
-    patches: torch.Tensor
-    """float32 (patches, 1176)"""
-    grid_thw: tuple[int, int, int]
-    seconds_per_grid: float
-    mel: torch.Tensor | None
-    """float32 (128, mel frames), or None for a clip without sound"""
-
-    @property
-    def num_visual_tokens(self) -> int:
-        t, h, w = self.grid_thw
-        return t * h * w // MERGE**2
-
-    @property
-    def num_audio_tokens(self) -> int:
-        return 0 if self.mel is None else num_audio_tokens(self.mel.shape[1])
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodedClip:
-    """One clip that has been through the towers, with the clock of its tokens."""
-
-    visual_ND: torch.Tensor
-    audio_ND: torch.Tensor
-    grid_thw: tuple[int, int, int]
-    seconds_per_grid: float
-
-    @property
-    def num_visual_tokens(self) -> int:
-        return len(self.visual_ND)
-
-    @property
-    def num_audio_tokens(self) -> int:
-        return len(self.audio_ND)
+from omni_model.processing import MERGE, TEMPORAL_PATCH, audible, log_mel, patchify
+from omni_model.prompt import PROMPTS, PromptTemplate
+from omni_model.vocabulary import Vocabulary, text_ids
 
 
 def prepare_media(frames: np.ndarray, *, sample_fps: float, waveform: np.ndarray | None) -> Media:
-    """Turn resized frames, uint8 (F, H, W, 3), and a 16 kHz waveform into tower inputs."""
+    """Turn resized frames, uint8 (F, H, W, 3), and a 16 kHz waveform into tower inputs.
+
+    A sound of less than 21 ms, and be it empty, counts as followed by silence; None is a clip without sound.
+    """
     patches, grid = patchify(frames)
     t, h, w = grid.tolist()
     return Media(
         patches=patches,
         grid_thw=(t, h, w),
         seconds_per_grid=TEMPORAL_PATCH / sample_fps,
-        mel=None if waveform is None else log_mel(waveform),
+        mel=None if waveform is None else log_mel(audible(waveform)),
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Span:
-    """One latent phase: a trigger, then visual and audio slots, then the forced stop."""
-
-    trigger: int
-    """Index of the trigger; slot k (1-based) stands at trigger + k."""
-    num_visual: int
-    num_audio: int
-    start_s: float
-    end_s: float
-
-    @property
-    def num_slots(self) -> int:
-        return self.num_visual + self.num_audio
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """One laid-out sequence."""
-
-    input_ids: torch.Tensor
-    """int64 (L,)"""
-    kinds: torch.Tensor
-    """int64 (L,) of `Kind`"""
-    labels: torch.Tensor
-    """int64 (L,): the token itself where it is learned (predicted at L - 1), else IGNORE"""
-    position_ids: torch.Tensor
-    """int64 (3, L)"""
-    source: torch.Tensor
-    """int64 (L,): row of the tower output that a visual or audio token takes, else -1"""
-    times_s: torch.Tensor
-    """float32 (L,): when a visual or audio token begins, else NaN"""
-    blocks: torch.Tensor
-    """int64 (L,): 0 for the shared prefix; j for the j-th of several questions packed behind it"""
-    spans: tuple[Span, ...]
-    media: Media | EncodedClip
-    prefix_length: int
-    """Positions before the question, which other questions about the same clip have too."""
-    next_position: int
-    """The position id with which a continuation begins."""
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
 
 
 class PlanBuilder:
     """Lays out one sequence piece by piece."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, media: Media | EncodedClip) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        vocabulary: Vocabulary,
+        media: Media | EncodedClip,
+        *,
+        template: PromptTemplate = PROMPTS["open"],
+    ) -> None:
         self._tokenizer, self._vocabulary, self._media = tokenizer, vocabulary, media
+        self.template = template
+        """How questions are put and answers written."""
         self._ids: list[int] = []
         self._kinds: list[int] = []
         self._labels: list[int] = []
@@ -153,24 +64,26 @@ class PlanBuilder:
         self._prefix_end = 0
         self._prefix_length = 0
 
-    def chat_prompt(self, question: str, *, system_prompt: str = "") -> PlanBuilder:
-        """System turn, then the user's turn with clip and question, then the opening of the assistant's turn."""
-        return self.clip_turn(system_prompt=system_prompt).question_turn(question)
+    def chat_prompt(self, question: str, options: Sequence[str] = ()) -> PlanBuilder:
+        """System turn, then the user's turn with clip and question, then the opening of the assistant's turn.
 
-    def clip_turn(self, *, system_prompt: str = "") -> PlanBuilder:
+        `options` are those of a multiple-choice question, which the template may show. Raises `ValueError` for options
+        that cannot be shown.
+        """
+        return self.clip_turn().question_turn(question, options)
+
+    def clip_turn(self) -> PlanBuilder:
         """Everything up to the question: the part that several questions about a clip share."""
-        if system_prompt:
-            self.text("<|im_start|>system\n", Kind.TEMPLATE)
-            self.text(f"{system_prompt}<|im_end|>\n", Kind.TEMPLATE)
-        self.text("<|im_start|>user\n", Kind.TEMPLATE)
-        self.clip()
+        if self.template.system_prompt:
+            self._begin_turn("system").text(self.template.system_prompt, Kind.TEMPLATE)._close_turn()
+        self._begin_turn("user").clip()
         self._prefix_end, self._prefix_length = self._next, len(self._ids)
         return self
 
-    def question_turn(self, question: str) -> PlanBuilder:
-        """The question and the opening of the answer."""
-        self.text(question, Kind.QUESTION)
-        return self.text("<|im_end|>\n<|im_start|>assistant\n", Kind.TEMPLATE)
+    def question_turn(self, question: str, options: Sequence[str] = ()) -> PlanBuilder:
+        """The question with its options and the opening of the answer."""
+        self.text(self.template.question(question, options), Kind.QUESTION)
+        return self._close_turn()._begin_turn("assistant")
 
     def new_block(self) -> PlanBuilder:
         """Begin another question behind the same clip: it sees the shared prefix and itself, and counts from there."""
@@ -179,8 +92,11 @@ class PlanBuilder:
         return self
 
     def text(self, text: str, kind: Kind, *, learn: bool = False) -> PlanBuilder:
-        """Words, tokenised on their own; `learn` puts them into the text loss."""
-        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        """Words, tokenised on their own as plain text; `learn` puts them into the text loss."""
+        return self.tokens(text_ids(self._tokenizer, text), kind, learn=learn)
+
+    def tokens(self, ids: Sequence[int], kind: Kind, *, learn: bool = False) -> PlanBuilder:
+        """Tokens by their ids, one position each."""
         for token in ids:
             self._append(token, kind, self._step(), learn=learn)
         return self
@@ -255,6 +171,12 @@ class PlanBuilder:
         self._next += stop
         self._append(v.stop, Kind.STOP, self._step())
         return self
+
+    def _begin_turn(self, role: str) -> PlanBuilder:
+        return self.tokens([self._vocabulary.chat_begin], Kind.TEMPLATE).text(f"{role}\n", Kind.TEMPLATE)
+
+    def _close_turn(self) -> PlanBuilder:
+        return self.tokens([self._vocabulary.chat_end], Kind.TEMPLATE).text("\n", Kind.TEMPLATE)
 
     def build(self) -> Plan:
         """The finished plan."""

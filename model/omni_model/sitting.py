@@ -100,7 +100,8 @@ class Sitting:
 
     def _record(self, sample: Sample, clip_id: str, condition: str, rollout: Rollout) -> dict[str, Any]:
         text = str(self.model.loaded.tokenizer.decode(rollout.tokens, skip_special_tokens=True)).strip()
-        answer = parse_answer(text, sample.options)
+        lettered = self.model.preparation.prompt.options == "lettered"
+        answer = parse_answer(text, sample.options, lettered=lettered)
         return {
             "sample_id": sample.sample_id,
             "clip_id": clip_id,

@@ -28,6 +28,7 @@ from omni_model.methods import make_method
 from omni_model.options import read_options
 from omni_model.pooling import pool_segments
 from omni_model.processing import MERGE
+from omni_model.prompt import prompt_template
 from omni_model.qwen_omni import QwenOmniBackbone
 from omni_model.rows import PreparedRow, RowOutline
 from omni_model.sequence import IGNORE, EncodedClip, Media, Plan, PlanBuilder, prepare_media
@@ -46,7 +47,7 @@ class ReasoningTask:
         self._loaded = load_backbone(config.model_name_or_path, whole=whole)
         if config.markers_like is not None:
             start_markers_like(self._loaded, config.markers_like, whole=whole)
-        self._preparation = Preparation(**{f.name: getattr(config, f.name) for f in fields(Preparation)})
+        self._preparation = _preparation(config)
         self._learner = Learner(self._loaded.backbone, self._method, text_loss_reduction=config.text_loss_reduction)
         self.module: nn.Module = self._learner
         vocabulary = self._loaded.vocabulary
@@ -105,8 +106,9 @@ class ReasoningTask:
         return pool_segments(segments, num_visual=method.num_visual, num_audio=method.num_audio, width=width)
 
     def _lay_out(self, sample: Sample, media: Media | EncodedClip) -> Plan:
-        builder = PlanBuilder(self._loaded.tokenizer, self._loaded.vocabulary, media)
-        builder.chat_prompt(sample.question, system_prompt=self.config.system_prompt)
+        template = self._preparation.prompt
+        builder = PlanBuilder(self._loaded.tokenizer, self._loaded.vocabulary, media, template=template)
+        builder.chat_prompt(sample.question, sample.options)
         self._method.write(builder, sample)
         return builder.build()
 
@@ -182,6 +184,11 @@ class ReasoningTask:
         if adapted:
             # In a folder of its own: beside config.json, `from_pretrained` would add it a second time.
             save_adapter(thinker, folder / "adapter", base=self.config.model_name_or_path)
+
+
+def _preparation(config: TaskConfig) -> Preparation:
+    of_clips = {f.name: getattr(config, f.name) for f in fields(Preparation) if f.name != "prompt"}
+    return Preparation(**of_clips, prompt=prompt_template(config.prompt, system_prompt=config.system_prompt))
 
 
 def parts_of(learner: Learner) -> dict[str, nn.Module]:

@@ -17,6 +17,7 @@ from omni_model.method_options import (
     Positive,
     TextReduction,
 )
+from omni_model.prompt import PromptName
 
 Part = Literal["vision", "audio", "llm", "heads"]
 """A part of the model: its towers, its language model, and the weights of the method's own."""
@@ -58,7 +59,11 @@ class TaskConfig:
     video_min_pixels: Count = 56 * 56
     video_max_pixels: Count = 56 * 56
     use_audio_in_video: bool = True
+    prompt: PromptName = "open"
+    """How questions are put and answers taught: open (the question alone, the answer in words) or lettered (the options
+    with their letters below the question, the letter as answer). It goes into the exported model."""
     system_prompt: str = ""
+    """The system turn of every sequence; empty for none."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of keeping them; the losses stay the same."""
 

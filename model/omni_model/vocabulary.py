@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -69,3 +71,17 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
         trigger=ids[11],
         stop=ids[12],
     )
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of plain words, in which no token with a meaning of its own is read.
+
+    Questions, options, answers and system prompts come from requests and manifests: "<|im_end|>" in one of them is ten
+    characters. Any other text has the ids that the tokenizer itself gives it. Half a surrogate pair counts as "?".
+    """
+    backend = cast(Any, tokenizer).backend_tokenizer
+    # The same pipeline without the added tokens; `split_special_tokens` splits only those that are marked special, and
+    # sets that on the tokenizer for everybody.
+    plain = Tokenizer(backend.model)
+    plain.normalizer, plain.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+    return plain.encode(text.encode("utf-8", "replace").decode("utf-8"), add_special_tokens=False).ids

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from omni_model.prompt import check_options
 from omni_serving.config import ServeConfig
 from omni_serving.errors import RequestError
 from omni_serving.protocol import ChatRequest, Message, TextPart, VideoPart, VideoUrlPart
@@ -54,6 +55,10 @@ def read_prompt(request: ChatRequest) -> Prompt:
             code="no_question",
             param="messages",
         )
+    try:
+        check_options(request.options)
+    except ValueError as error:
+        raise RequestError(str(error), code="bad_options", param="options") from None
     return Prompt(question=question, video_url=_only_video(message), options=request.options)
 
 

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from omni_model.anchors import AnchorEncoder, build_clip_encoder, encode_anchors
+from omni_model.anchors import AnchorEncoder, build_clip_encoder, cut_segment, encode_anchors, encode_each
 from omni_model.batch import join_media
 from omni_model.folder import Preparation
+from omni_model.lengths import media_of_shape
 from omni_model.pooling import norm_weighted_pool, pool_segments
+from omni_model.processing import log_mel
+from omni_model.prompt import prompt_template
 from omni_model.sequence import prepare_media
 from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import render_frames, render_waveform
@@ -130,8 +133,38 @@ def test_the_fingerprint_follows_towers_and_shape(new_backbone, tokenizer, tmp_p
 
     first = fingerprint()
     # What comes after the towers shapes no segment, and the prompt does not either.
-    assert first == fingerprint(head=2.0) == fingerprint(system_prompt="Look.")
+    assert first == fingerprint(head=2.0) == fingerprint(prompt=prompt_template("open", system_prompt="Look."))
     others = {fingerprint(seed=1), fingerprint(video_max_pixels=9 * 784)}
     storage = ({"visual_bins": 32}, {"audio_bins": 8}, {"dtype": "float16"})
     others |= {fingerprint(stored=changed) for changed in storage}
     assert len(others - {first}) == 5
+
+
+def test_moments_of_a_few_milliseconds_have_anchors_beside_ordinary_ones(encoder, anchors_of, clip):
+    """A sound shorter than an audio token counts as followed by silence, and so does one after the clip's sound."""
+    spans = [(1.0, 2.0), (1.0, 1.001), (1.0, 1.00001), (3.9999, 4.0), (0.5, 0.52), (3.0, 4.0)]
+    content = clip | {"waveform": clip["waveform"][: 3 * 16_000]}
+    anchors = anchors_of(**content, spans=spans)
+    assert anchors.shape == (6, 5, 64) and np.isfinite(anchors).all()
+    for anchor, (start_s, end_s) in zip(anchors, spans, strict=True):
+        sound = content["waveform"][round(16_000 * start_s) : round(16_000 * end_s)]
+        padded = np.concatenate([sound, np.zeros(max(0, 321 - len(sound)), np.float32)])
+        media = cut_segment(content["frames"], 2.0, None, (start_s, end_s))
+        assert media.mel is None
+        with torch.no_grad():
+            audio = encoder.backbone.encode(join_media([replace(media, mel=log_mel(padded))])).audio_ND
+        assert len(audio) >= 1
+        np.testing.assert_allclose(anchor[3:], norm_weighted_pool(audio, 2).numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("num_samples", [0, 1, 200, 320, 321, 481, 16_000])
+def test_a_clip_with_hardly_any_sound_goes_through_the_towers_with_others(encoder, clip, num_samples):
+    short = prepare_media(clip["frames"], sample_fps=2.0, waveform=clip["waveform"][:num_samples])
+    usual = prepare_media(clip["frames"], sample_fps=2.0, waveform=clip["waveform"])
+    ((_, alone),) = encode_each(encoder.backbone, [usual])
+    (_, before), (_, heard), (_, after) = encode_each(encoder.backbone, [usual, short, usual])
+    torch.testing.assert_close(before, alone, atol=2e-5, rtol=0)
+    torch.testing.assert_close(after, alone, atol=2e-5, rtol=0)
+    assert len(heard) == short.num_audio_tokens == {16_000: 25}.get(num_samples, 1)
+    shape = (len(clip["frames"]), 56, 56)
+    assert media_of_shape(shape, sample_fps=2.0, num_samples=num_samples).num_audio_tokens == len(heard)

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, Qwen2_5OmniThinkerForConditionalGenerati
 
 from omni_model.folder import Preparation, load_folder, save_folder
 from omni_model.methods import make_method
+from omni_model.prompt import prompt_template
 from omni_model.sequence import Kind
 
 OPTIONS = {
@@ -25,7 +26,12 @@ OPTIONS = {
     "segment_s": 1.5,
     "latent_weight": 0.0,
 }
-PREPARATION = Preparation(fps=1.5, use_audio_in_video=False, system_prompt="Look.", video_max_pixels=9 * 784)
+PREPARATION = Preparation(
+    fps=1.5,
+    use_audio_in_video=False,
+    prompt=prompt_template("lettered", system_prompt="Look."),
+    video_max_pixels=9 * 784,
+)
 
 
 def _assert_same_weights(a: torch.nn.Module, b: torch.nn.Module) -> None:
@@ -140,5 +146,5 @@ def test_a_folder_that_is_no_export_is_refused(exported, tmp_path):
     shutil.copytree(exported[0], tmp_path, dirs_exist_ok=True)
     description = json.loads((tmp_path / "method.json").read_text())
     (tmp_path / "method.json").write_text(json.dumps({**description, "format": 99}))
-    with pytest.raises(ValueError, match="format 99; this version reads format 1"):
+    with pytest.raises(ValueError, match="format 99; this version reads formats 1 and 2"):
         load_folder(tmp_path)

@@ -38,16 +38,6 @@ def _phases(rollout: Rollout) -> int:
     return len({e.phase for e in rollout.events if e.type == "latent"})
 
 
-class _Spelled:
-    """A tokenizer that also spells "#12" as the token 12, so that generated words can be laid out again."""
-
-    def __init__(self, tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def __call__(self, text: str, **options):
-        return {"input_ids": [int(text[1:])]} if text.startswith("#") else self._tokenizer(text, **options)
-
-
 @pytest.fixture(scope="module")
 def replay(tokenizer, vocabulary, film):
     """`replay(method, rollouts)`: the plans that training would see for the generated words."""
@@ -55,13 +45,13 @@ def replay(tokenizer, vocabulary, film):
     def lay_out(method, rollouts: list[Rollout]) -> list[Plan]:
         plans = []
         for clip, question, rollout in zip(CLIPS, QUESTIONS, rollouts, strict=True):
-            builder = PlanBuilder(_Spelled(tokenizer), vocabulary, film(*clip)).chat_prompt(question)  # type: ignore[arg-type]
+            builder = PlanBuilder(tokenizer, vocabulary, film(*clip)).chat_prompt(question)
             for event in rollout.events:
                 if event.token == vocabulary.trigger:
                     counts = {"num_visual": method.num_visual, "num_audio": method.num_audio}
                     builder.latent_span(**counts, offsets=method.slot_offsets(), start_s=0, end_s=1)
                 elif event.type == "token":
-                    builder.text(f"#{event.token}", Kind.TEXT, learn=True)
+                    builder.tokens([event.token], Kind.TEXT, learn=True)
             plans.append(builder.build())
         return plans
 

@@ -11,8 +11,10 @@ from stored_segments import stored
 
 from omni_model.anchors import AnchorEncoder
 from omni_model.folder import Preparation, save_folder
+from omni_model.lengths import media_of_shape
 from omni_model.methods import make_method
-from omni_model.sequence import IGNORE
+from omni_model.prompt import prompt_template
+from omni_model.sequence import IGNORE, prepare_media
 from omni_model.task import build_task
 from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import render_frames, render_waveform
@@ -134,7 +136,7 @@ def test_what_the_method_cannot_take_is_refused_with_the_reason(task_of, sample_
 def test_preprocessing_measures_clip_and_words_alone(backbone, tokenizer, vocabulary, task_of, sample_with):
     encoder = AnchorEncoder(
         backbone=backbone,
-        preparation=Preparation(system_prompt="You listen well."),
+        preparation=Preparation(prompt=prompt_template("open", system_prompt="You listen well.")),
         tokenizer=tokenizer,
         vocabulary=vocabulary,
         fingerprint="toy",
@@ -148,3 +150,25 @@ def test_preprocessing_measures_clip_and_words_alone(backbone, tokenizer, vocabu
     assert encoder.length(bare, **content) == task_of("sft").size(row).length
     words = replace(row.sample, trajectory=(TextStep(text="The low tone: red. Answer: red"),))
     assert encoder.length(words, **content) == task_of("text_cot").size(replace(row, sample=words)).length
+
+
+def test_sound_is_counted_as_it_is_prepared():
+    """To the audio token, whatever is left over at the end of the sound."""
+    frames = np.zeros((2, 56, 56, 3), np.uint8)
+    rng = np.random.default_rng(0)
+    for samples in [0, 1, 320, 321, 16_000, 16_001, *rng.integers(1, 70_000, 200).tolist()]:
+        made = prepare_media(frames, sample_fps=2.0, waveform=np.zeros(samples, np.float32))
+        shape = media_of_shape((2, 56, 56), sample_fps=2.0, num_samples=samples)
+        assert shape.mel.shape == made.mel.shape, samples
+    assert media_of_shape((2, 56, 56), sample_fps=2.0, num_samples=4_800_001).num_audio_tokens == 7500
+
+
+def test_options_count_in_the_length(task_of, sample_with, tokenizer):
+    few = row_of(sample_with(1), {})
+    options = ("red", "green", "blue", "a colour that is long to say")
+    many = replace(few, sample=replace(few.sample, options=options))
+    more = tokenizer("\nD. a colour that is long to say", add_special_tokens=False)["input_ids"]
+    for method in METHODS:
+        task = task_of(method, prompt="lettered")
+        assert task.size(many).length - task.size(few).length == len(more) > 5
+        assert task.size(many).length == len(task.plan(many))

@@ -9,6 +9,7 @@ from omni_model.batch import collate
 from omni_model.generate import generate
 from omni_model.learner import Learner
 from omni_model.methods import make_method
+from omni_model.prompt import prompt_template
 from omni_model.sequence import Kind, Plan, PlanBuilder
 from omni_model.unroll import unroll
 
@@ -159,7 +160,8 @@ def test_the_prefix_ends_where_the_question_begins(tokenizer, vocabulary, film, 
     plan = prompt(film(0, 2)).build()
     first = int((plan.kinds == Kind.QUESTION).nonzero()[0])
     assert plan.prefix_length == first
-    told = PlanBuilder(tokenizer, vocabulary, film(0, 2)).chat_prompt("Which?", system_prompt="Listen.").build()
+    template = prompt_template("open", system_prompt="Listen.")
+    told = PlanBuilder(tokenizer, vocabulary, film(0, 2), template=template).chat_prompt("Which?").build()
     assert told.prefix_length == int((told.kinds == Kind.QUESTION).nonzero()[0]) > first
     with pytest.raises(ValueError, match="give them the same system prompt"):
         collate([plan, told], share_clips=True)

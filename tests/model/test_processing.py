@@ -10,7 +10,7 @@ from transformers.image_utils import OPENAI_CLIP_STD
 from transformers.models.qwen2_5_omni.processing_qwen2_5_omni import _get_feat_extract_output_lengths
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-from omni_model.processing import fit_size, log_mel, num_audio_tokens, patchify, resize_frames
+from omni_model.processing import fit_size, log_mel, num_audio_tokens, num_mel_frames, patchify, resize_frames
 
 
 def _frames(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -95,18 +95,63 @@ def test_a_picture_too_long_and_thin_is_refused():
         fit_size(10, 2001, **ANY)
 
 
-@pytest.mark.parametrize("samples", [16_000, 40_000, 37_123, 15_999, 3200])
-def test_log_mel_equals_the_whisper_extractor(samples):
-    time_s = np.arange(samples) / 16_000
-    noise = np.random.default_rng(samples).normal(0, 0.02, samples)
-    wave = (0.4 * np.sin(2 * np.pi * 700 * time_s) + noise).astype(np.float32)
-    extractor = WhisperFeatureExtractor(feature_size=128, hop_length=160, n_fft=400)
-    theirs = extractor(
-        wave, sampling_rate=16_000, padding="longest", truncation=False, return_attention_mask=True, return_tensors="pt"
+def _stock_features(wave: np.ndarray, *, filled_to_s: int = 300) -> torch.Tensor:
+    """Mel features of a sound as Qwen2_5OmniProcessor calls for them and keeps them."""
+    settings = {"feature_size": 128, "sampling_rate": 16_000, "hop_length": 160, "n_fft": 400}
+    extractor = WhisperFeatureExtractor(**settings, chunk_length=filled_to_s)
+    made = extractor(
+        [wave], sampling_rate=16_000, padding="max_length", return_attention_mask=True, return_tensors="pt"
     )
+    return made["input_features"][0][:, made["attention_mask"][0].bool()]
+
+
+def _sound(samples: int, seed: int = 0) -> np.ndarray:
+    """A tone in noise that ends in mid-swing, of a loudness of its own."""
+    rng = np.random.default_rng([samples, seed])
+    tone = np.sin(2 * np.pi * rng.uniform(50, 7000) * np.arange(samples) / 16_000 + 1)
+    return (10 ** rng.uniform(-4, 0) * (tone + rng.normal(0, 0.1, samples))).astype(np.float32)
+
+
+_ODD_LENGTHS = [160 * frames + shift for frames in (1, 2, 3, 10, 100) for shift in (-41, -40, -39, -1, 0, 1)]
+
+
+def _assert_stock(samples: int, filled_to_s: int) -> None:
+    wave = _sound(samples)
+    ours, theirs = log_mel(wave), _stock_features(wave, filled_to_s=filled_to_s)
+    assert ours.shape == theirs.shape == (128, num_mel_frames(samples)), samples
+    torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0, msg=lambda m: f"{samples} samples: {m}")
+
+
+@pytest.mark.parametrize("samples", [1, 200, 201, 479, 16_000, 37_123, 1_600_001, 4_799_799, 4_799_961, 4_800_000])
+def test_log_mel_equals_the_stock_processor(samples):
+    _assert_stock(samples, 300)
+
+
+def test_log_mel_equals_the_stock_extractor_at_every_length():
+    """Of its 300 s of silence all but the first is the same everywhere, so that three seconds will do."""
+    random = np.random.default_rng(0)
+    lengths = [*_ODD_LENGTHS, *random.integers(1, 1000, 100).tolist(), *random.integers(1000, 44_000, 100).tolist()]
+    for samples in lengths:
+        _assert_stock(samples, 3)
+
+
+def test_the_loudest_window_may_lie_behind_the_last_frame_that_is_kept():
+    """It sets the floor: a click in the last samples of a quiet sound is loudest where nothing is kept."""
+    wave = np.full(1600, 1e-5, np.float32)
+    wave[-1] = 1.0
+    torch.testing.assert_close(log_mel(wave), _stock_features(wave), atol=2e-5, rtol=0)
+
+
+def test_sound_after_300_seconds_is_cut_as_the_stock_processor_cuts_it():
+    wave = _sound(4_800_000 + 48_000)
     ours = log_mel(wave)
-    assert ours.shape[1] == int(theirs["attention_mask"].sum())
-    torch.testing.assert_close(ours, theirs["input_features"][0], atol=2e-5, rtol=0)
+    assert ours.shape == (128, 30_000)
+    torch.testing.assert_close(ours, _stock_features(wave), atol=2e-5, rtol=0)
+    assert torch.equal(ours, log_mel(wave[:4_800_000]))
+
+
+def test_silence_has_the_stock_values():
+    torch.testing.assert_close(log_mel(np.zeros(500, np.float32)), _stock_features(np.zeros(500, np.float32)))
 
 
 def test_log_mel_of_several_waveforms_is_each_alone():
@@ -114,11 +159,12 @@ def test_log_mel_of_several_waveforms_is_each_alone():
     torch.testing.assert_close(log_mel(waves), torch.stack([log_mel(w) for w in waves]))
 
 
-def test_token_counts_equal_hugging_faces(backbone):
+def test_token_counts_equal_hugging_faces_and_the_towers(backbone):
     tower = backbone.thinker.model.audio_tower
-    for mel_frames in [3, 4, 7, 99, 100, 199, 200, 201, 202, 203, 500, 3001]:
+    for mel_frames in [*range(3, 420), 500, 3001, 30_000]:
         expected = _get_feat_extract_output_lengths(mel_frames)
         assert num_audio_tokens(mel_frames) == expected
         assert int(tower._get_feat_extract_output_lengths(torch.tensor(mel_frames))[1]) == expected
-    made = tower(torch.zeros(128, 203), feature_lens=torch.tensor([203])).last_hidden_state
-    assert len(made) == num_audio_tokens(203)
+    for mel_frames in (3, 4, 199, 200, 201, 202, 203, 401):
+        made = tower(torch.zeros(128, mel_frames), feature_lens=torch.tensor([mel_frames])).last_hidden_state
+        assert len(made) == num_audio_tokens(mel_frames)

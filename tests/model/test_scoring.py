@@ -79,6 +79,62 @@ def test_odd_options(text, options, answer):
     assert parse_answer(text, options) == answer
 
 
+SOUNDS = ("a drum", "a horn", "both", "neither")
+
+
+@pytest.mark.parametrize("lettered", [True, False])
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("B", "a horn"),
+        ("b", "a horn"),
+        ("B.", "a horn"),
+        ("(B)", "a horn"),
+        ("(b)", "a horn"),
+        ("[B]", "a horn"),
+        ("B) a horn", "a horn"),
+        ("B. a horn", "a horn"),
+        ("B: a horn, not a drum", "a horn"),
+        ("a horn", "a horn"),
+        ("A horn", "a horn"),
+        ("Answer: b", "a horn"),
+        ("Answer: (b).", "a horn"),
+        ("Answer: B. a horn", "a horn"),
+        ("Answer: (B) a horn, louder than a drum", "a horn"),
+        ("Answer: A horn", "a horn"),
+        ("Answer: A loud horn, so a horn", "a horn"),
+        ("The answer is A, a drum", "a drum"),
+        ("Answer: A", "a drum"),
+        ("Answer: A. a drum", "a drum"),
+        ("Answer: a", "a drum"),
+        ("Answer: A since it is low", "a drum"),
+        # the article and the pronoun are no letters
+        ("A loud sound is heard.", ""),
+        ("Answer: A loud sound", ""),
+        ("What is heard: A loud sound", ""),
+        ("It is loud. A sound of brass", ""),
+        ("I think I hear something", ""),
+        ("It is D, I think", "neither"),
+    ],
+)
+def test_letters_words_and_articles(text, answer, lettered):
+    assert parse_answer(text, SOUNDS, lettered=lettered) == answer
+
+
+def test_with_many_options_all_letters_count_and_the_pronoun_does_not():
+    options = tuple(f"kind {i}" for i in range(26))
+    assert parse_answer("Answer: I", options) == "kind 8"
+    assert parse_answer("I think it is Z", options) == "kind 25"
+    assert parse_answer("Perhaps I'm wrong, but K", options) == "kind 10"
+    assert parse_answer("I cannot say", options) == ""
+
+
+def test_a_letter_that_is_also_an_option_is_read_as_it_was_shown():
+    options = ("B", "A", "C")
+    assert parse_answer("Answer: A", options) == "A"
+    assert parse_answer("Answer: A", options, lettered=True) == "B"
+
+
 @pytest.mark.parametrize(
     ("text", "answer"),
     [

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from omni_model.prompt import prompt_template
 from omni_model.sequence import IGNORE, Kind, PlanBuilder, prepare_media
 from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import render_frames, render_waveform
 
 
 def test_a_prompt_reads_as_the_chat_template_does(tokenizer, vocabulary, film):
-    builder = PlanBuilder(tokenizer, vocabulary, film(0, 2))
-    plan = builder.chat_prompt("Which colour?", system_prompt="You listen well.").build()
+    template = prompt_template("open", system_prompt="You listen well.")
+    plan = PlanBuilder(tokenizer, vocabulary, film(0, 2), template=template).chat_prompt("Which colour?").build()
     text = tokenizer.decode(plan.input_ids)
     head, tail = "<|vision_bos|><|audio_bos|>", "<|audio_eos|><|vision_eos|>"
     media = text[text.index(head) : text.index(tail) + len(tail)]

@@ -23,9 +23,11 @@ from omni_platform.data.parts import Part, read_rows, write_part
 from omni_platform.data.pipeline import PreprocessConfig, content_fingerprint, preprocess
 from omni_platform.data.quarantine import QuarantineError, read_quarantine
 from omni_platform.data.segments import refuse
+from omni_platform.data.stages import EncodeClips
 from omni_platform.data.tables import ANCHOR_SCHEMA, CLIP_SCHEMA, QUARANTINE_SCHEMA, SAMPLE_SCHEMA, SEGMENT_SCHEMA
 from omni_platform.lease import LeaseHeldError, hold
-from omni_platform.media.decode import decode_clip
+from omni_platform.media.decode import DecodedClip, decode_clip
+from omni_platform.schema import Sample
 from omni_platform.train.config import TrainConfig
 from omni_platform.train.identity import differences, settings_identity
 
@@ -148,6 +150,27 @@ def test_a_sample_that_is_too_long_is_quarantined_with_its_length_and_the_others
 def _lengths(folder: Path) -> dict[str, int]:
     """Sample id -> positions of clip and words, as the encoder measured them."""
     return {row["sample_id"]: row["length"] for row in read_rows(str(folder), "samples").to_pylist()}
+
+
+def test_a_sample_that_cannot_be_laid_out_is_quarantined_and_the_others_of_its_clip_stay(tmp_path, stub_encoder):
+    class Strict(stub_encoder):
+        def length(self, sample, **content) -> int:
+            if sample.answer == "blue":
+                raise ValueError("its trajectory ends in another answer")
+            return super().length(sample, **content)
+
+    frames, waveform = np.zeros((4, 8, 8, 3), np.uint8), np.full(32_000, 0.1, np.float32)
+    clip = DecodedClip(frames=frames, sample_fps=2.0, waveform=waveform, duration_s=2.0)
+    samples = [
+        Sample(sample_id=name, clip_uri="a.mp4", question="Which?", answer=answer)
+        for name, answer in (("a", "red"), ("b", "blue"), ("c", "green"))
+    ]
+    part = Part()
+    EncodeClips(str(tmp_path), Strict, 1000, 0)._add_clip(part, "clip-a", clip, samples)
+    assert [row["sample_id"] for row in part.samples] == ["a", "c"]
+    [refused] = part.quarantined
+    assert (refused.row_id, refused.stage, refused.reason) == ("b", "layout", "invalid")
+    assert refused.detail == "b: its trajectory ends in another answer"
 
 
 def test_what_changes_the_content_changes_the_fingerprint_and_nothing_else_does():

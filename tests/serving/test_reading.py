@@ -50,6 +50,20 @@ def test_a_request_without_a_video_is_told_how_to_send_one(content) -> None:
     assert (caught.value.status, caught.value.code) == (400, "no_video")
 
 
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["red", ""], "option 2 of 2 is empty"),
+        (["red", "blue", "RED "], "options 1 and 3 are the same"),
+        ([str(i) for i in range(27)], "27 options, and letters are enough for 26"),
+    ],
+)
+def test_options_that_no_answer_could_name_are_refused(options, problem) -> None:
+    with pytest.raises(RequestError, match=problem) as caught:
+        read_prompt(request(options=options))
+    assert (caught.value.status, caught.value.code, caught.value.param) == (400, "bad_options", "options")
+
+
 def test_one_question_about_one_clip() -> None:
     for content, code in (
         ([TEXT, VIDEO, VIDEO], "many_videos"),

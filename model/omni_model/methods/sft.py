@@ -31,7 +31,8 @@ class AnswerOnly(AnswerOnlyOptions):
     needs_anchors: ClassVar[bool] = False
 
     def write(self, builder: PlanBuilder, sample: Sample) -> None:
-        builder.text(f"Answer: {sample.answer}", Kind.TEXT, learn=True).end_turn()
+        answer = builder.template.taught_answer(sample.answer, sample.options)
+        builder.text(answer, Kind.TEXT, learn=True).end_turn()
 
     def slot_offsets(self) -> tuple[torch.Tensor, int]:
         raise ValueError(f"method {self.name} has no latent phases")
@@ -63,7 +64,7 @@ class TextCot(TextCotOptions):
             raise ValueError(
                 f"sample {sample.sample_id} has no trajectory, which text_cot learns; use method sft for bare answers"
             )
-        for step in spoken(sample, self.words):
+        for step in spoken(sample, self.words, builder.template):
             if isinstance(step, TextStep):
                 builder.text(step.text, Kind.TEXT, learn=True)
             elif self.times:

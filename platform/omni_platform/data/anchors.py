@@ -29,7 +29,10 @@ class ClipEncoder(Protocol):
         ...
 
     def length(self, sample: Sample, *, frames: np.ndarray, sample_fps: float, waveform: np.ndarray | None) -> int:
-        """Positions of the sample's clip and words, no method's slots among them; `frames` are prepared ones."""
+        """Positions of the sample's clip and words, no method's slots among them; `frames` are prepared ones.
+
+        Raises `ValueError` for a sample that cannot be laid out (it is quarantined, the others of its clip are not).
+        """
         ...
 
     def segments(

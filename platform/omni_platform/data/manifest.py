@@ -34,6 +34,7 @@ _FIELDS = (
     "needs_audio",
     "meta",
 )
+_MAX_OPTIONS = 26
 _REQUIRED = ("id", "clip", "question", "answer")
 
 
@@ -128,6 +129,8 @@ def parse_line(row: Any, *, folder: str) -> Sample:
             raise _LineError(name, "is missing")
     options = _texts(row, "options")
     answer = _text(row, "answer")
+    if problem := _problem_of(options):
+        raise _LineError("options", problem)
     if options and answer not in options:
         raise _LineError("answer", f"{answer!r} is none of the options {list(options)}")
     return Sample(
@@ -140,6 +143,19 @@ def parse_line(row: Any, *, folder: str) -> Sample:
         trajectory=_trajectory(row.get("trajectory")),
         needs_audio=_flag(row, "needs_audio", default=True),
     )
+
+
+def _problem_of(options: tuple[str, ...]) -> str | None:
+    """Why no answer could be read as one of the options, if that is so."""
+    words = [" ".join(option.split()).lower() for option in options]
+    if "" in words:
+        return f"option {words.index('') + 1} is empty"
+    same = next((i for i, word in enumerate(words) if words.index(word) < i), None)
+    if same is not None:
+        return f"options {words.index(words[same]) + 1} and {same + 1} are the same, {options[same]!r}"
+    if len(options) > _MAX_OPTIONS:
+        return f"there are {len(options)}, and letters are enough for {_MAX_OPTIONS}"
+    return None
 
 
 def _find(uri: str) -> str:

@@ -104,9 +104,11 @@ class EncodeClips:
             return
         encoder, clip = self._encoder, replace(clip, frames=self._encoder.prepare_frames(clip.frames))
         content: dict[str, Any] = {"frames": clip.frames, "sample_fps": clip.sample_fps, "waveform": clip.waveform}
+        lengths = self._measure(part, usable, content)
+        usable = [sample for sample in usable if sample.sample_id in lengths]
+        if not usable:
+            return
         try:
-            lengths = {sample.sample_id: encoder.length(sample, **content) for sample in usable}
-            usable = self._keep_short(part, usable, lengths)
             looks = [(look.start_s, look.end_s) for sample in usable for look in sample.looks]
             others = spread_spans(clip.duration_s, looks, self._other_segments)
             features = encode_spans(encoder, **content, spans=looks + others)
@@ -122,16 +124,27 @@ class EncodeClips:
         for segment in segments + other_segments(others, clip_id):
             part.add_segment(segment, features[segment.start_s, segment.end_s], encoder=encoder.fingerprint)
 
-    def _keep_short(self, part: Part, samples: list[Sample], lengths: dict[str, int]) -> list[Sample]:
-        """The samples that fit; the others are quarantined whole: a sequence cut anywhere teaches nonsense."""
-        too_long = [sample for sample in samples if lengths[sample.sample_id] > self._max_length]
-        for sample in too_long:
+    def _measure(self, part: Part, samples: list[Sample], content: dict[str, Any]) -> dict[str, int]:
+        """Lengths of the samples that can be laid out and fit, by id; the others are quarantined one by one.
+
+        They are quarantined whole: a sequence cut anywhere teaches nonsense.
+        """
+        lengths: dict[str, int] = {}
+        for sample in samples:
+            try:
+                length = self._encoder.length(sample, **content)
+            except ValueError as error:
+                part.quarantined.append(refuse(sample, "layout", "invalid", f"{sample.sample_id}: {error}"))
+                continue
+            if length <= self._max_length:
+                lengths[sample.sample_id] = length
+                continue
             detail = (
-                f"{sample.sample_id} has {lengths[sample.sample_id]} positions, more than max_length="
-                f"{self._max_length}; shorten the clip, lower fps_max_frames or video_max_pixels, or raise max_length"
+                f"{sample.sample_id} has {length} positions, more than max_length={self._max_length}; shorten the "
+                "clip, lower fps_max_frames or video_max_pixels, or raise max_length"
             )
             part.quarantined.append(refuse(sample, "layout", "too_long", detail))
-        return [sample for sample in samples if sample not in too_long]
+        return lengths
 
 
 def _decoder_of_this_worker() -> DecodeProcess:
