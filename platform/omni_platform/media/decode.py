@@ -8,12 +8,12 @@ training. decord gives exact frames by index; PyAV gives sound (decord's audio r
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import av.error
@@ -21,6 +21,7 @@ import decord
 import numpy as np
 
 from omni_platform import storage
+from omni_platform.media.container import open_media
 from omni_platform.media.probe import ClipProbe, MediaError, probe
 
 decord.logging.set_level(decord.logging.QUIET)
@@ -58,8 +59,10 @@ class DecodedClip:
 
 
 def decode_clip(
-    source: str | Path | bytes,
+    source: str | Path | bytes | BinaryIO,
     *,
+    name: str | None = None,
+    should_stop: Callable[[], bool] | None = None,
     fps: float = 2.0,
     max_frames: int = 256,
     sample_rate_hz: int = SAMPLE_RATE_HZ,
@@ -78,7 +81,7 @@ def decode_clip(
     """
     if fps <= 0 or max_frames < 2:
         raise ValueError(f"fps must be positive and max_frames at least 2, got {fps} and {max_frames}")
-    with _as_file(source) as (path, name):
+    with _as_file(source, name) as (path, name):
         info = probe(path, name=name)
         _refuse_long(info.duration_s, max_duration_s, name)
         try:
@@ -109,17 +112,17 @@ def sample_times(duration_s: float, *, fps: float, max_frames: int) -> tuple[np.
 
 
 @contextmanager
-def _as_file(source: str | Path | bytes) -> Iterator[tuple[Path, str]]:
+def _as_file(source: str | Path | bytes | BinaryIO, name: str | None) -> Iterator[tuple[Any, str]]:
     """A local file with the clip's content, and the name it goes by in messages."""
     if isinstance(source, bytes):
-        with tempfile.NamedTemporaryFile(prefix="clip-") as file:
-            file.write(source)
-            file.flush()
-            yield Path(file.name), f"the given media ({len(source)} bytes)"
+        yield source, name or f"the given media ({len(source)} bytes)"
+        return
+    if not isinstance(source, (str, Path)):
+        yield source, name or "the given media"
         return
     try:
         with storage.local_copy(source) as path:
-            yield path, str(source)
+            yield path, name or str(source)
     except FileNotFoundError:
         raise MediaError("missing", f"{source} does not exist") from None
 
@@ -129,11 +132,20 @@ def _refuse_long(duration_s: float, max_duration_s: float | None, name: str) -> 
         raise MediaError("too_long", f"{name} lasts {duration_s:.1f} s, allowed are {max_duration_s:g} s")
 
 
-def _open_video(path: Path, info: ClipProbe) -> Any:
+def _open_video(path: Any, info: ClipProbe) -> Any:
     # `fault_tol`: how many unreadable frames may be replaced by their neighbours without a word.
     replaced = max(2, round(_DAMAGED_SHARE * info.num_frames))
     # One thread: many decoders run beside each other, one per core.
-    return decord.VideoReader(str(path), num_threads=1, fault_tol=replaced)
+    return decord.VideoReader(io.BytesIO(_content(path)), num_threads=1, fault_tol=replaced)
+
+
+def _content(source: Any) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, (str, Path)):
+        return Path(source).read_bytes()
+    source.seek(0)
+    return source.read()
 
 
 def _frame_times(reader: Any) -> tuple[np.ndarray, float]:
@@ -177,7 +189,7 @@ def _fit(frames: np.ndarray, max_pixels: int) -> np.ndarray:
 
 
 def _read_audio(
-    path: Path, start_s: float, duration_s: float, sample_rate_hz: int, name: str
+    path: Any, start_s: float, duration_s: float, sample_rate_hz: int, name: str
 ) -> tuple[np.ndarray | None, float]:
     """Sound from `start_s` on, exactly `duration_s` long, and the time where the track ends.
 
@@ -202,10 +214,10 @@ def _read_audio(
     return (wave.astype(np.float32) / 32768.0 if heard else None), end_s
 
 
-def _resampled(path: Path, sample_rate_hz: int) -> Iterator[Any]:
+def _resampled(path: Any, sample_rate_hz: int) -> Iterator[Any]:
     """Mono 16-bit frames of the default audio track."""
     resampler = av.AudioResampler(format="s16", layout="mono", rate=sample_rate_hz)
-    with av.open(str(path)) as container:
+    with open_media(path, name="the clip") as container:
         for frame in container.decode(container.streams.best("audio")):
             assert isinstance(frame, av.AudioFrame)
             yield from resampler.resample(frame)
@@ -223,11 +235,11 @@ def _refuse_truncated(info: ClipProbe, num_frames: int, reached_s: float, name: 
         raise MediaError("truncated", detail)
 
 
-def _why_undecodable(path: Path, info: ClipProbe, error: BaseException, name: str) -> MediaError:
+def _why_undecodable(path: Any, info: ClipProbe, error: BaseException, name: str) -> MediaError:
     """decord gives one error for cut and for damaged files; in a cut one packets are missing."""
     promised = found = 0
     try:
-        with av.open(str(path)) as container:
+        with open_media(path, name="the clip") as container:
             promised = sum(stream.frames for stream in container.streams)
             found = sum(packet.size > 0 for packet in container.demux())
     except av.error.FFmpegError:

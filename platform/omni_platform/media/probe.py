@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import av.error
-import av.logging
 from av.stream import Disposition
 
+from omni_platform.media.container import describe, open_media
 from omni_platform.media.errors import MediaError
-
-av.logging.set_level(av.logging.PANIC)  # what goes wrong is told by MediaError, once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +35,7 @@ class ClipProbe:
         return self.audio_codec is not None
 
 
-def probe(path: str | Path, *, name: str | None = None) -> ClipProbe:
+def probe(path: str | Path | bytes | BinaryIO, *, name: str | None = None) -> ClipProbe:
     """Read the headers of a local file; `name` stands for it in messages.
 
     Raises `MediaError` with the reason `missing`, `truncated` (an mp4 without its index), `undecodable` (not
@@ -45,20 +43,20 @@ def probe(path: str | Path, *, name: str | None = None) -> ClipProbe:
     """
     name = name or str(path)
     try:
-        with av.open(str(path)) as container:
+        with open_media(path, name=name) as container:
             return _read(container, name)
-    except FileNotFoundError:
-        raise MediaError("missing", f"{name} does not exist") from None
-    except (av.error.FFmpegError, OSError, UnicodeDecodeError) as error:
+    except av.error.FFmpegError as error:
         if _is_mp4(path):
             raise MediaError("truncated", f"{name} is an mp4 file without its index: it was cut") from None
-        raise MediaError("undecodable", f"{name} is not a readable media file: {error}") from None
+        raise MediaError("undecodable", f"{name} is not a readable media file: {describe(error)}") from None
 
 
 def _read(container: Any, name: str) -> ClipProbe:
     video, audio = container.streams.best("video"), container.streams.best("audio")
     if video is None or video.disposition & Disposition.attached_pic:
         raise MediaError("no_video", f"{name} has no video stream")
+    if video.codec_context is None or (audio is not None and audio.codec_context is None):
+        raise MediaError("undecodable", f"{name} has a stream in a codec that is not known here")
     return ClipProbe(
         duration_s=(container.duration or 0) / av.time_base,
         start_s=float((video.start_time or 0) * video.time_base),
@@ -71,9 +69,11 @@ def _read(container: Any, name: str) -> ClipProbe:
     )
 
 
-def _is_mp4(path: str | Path) -> bool:
-    try:
-        with open(path, "rb") as file:
+def _is_mp4(source: str | Path | bytes | BinaryIO) -> bool:
+    if isinstance(source, (str, Path)):
+        with open(source, "rb") as file:
             return file.read(8)[4:] == b"ftyp"
-    except OSError:
-        return False
+    if isinstance(source, bytes):
+        return source[4:8] == b"ftyp"
+    source.seek(0)
+    return source.read(8)[4:] == b"ftyp"
