@@ -158,6 +158,9 @@ class DecodeProcess:
                 if not was_cancelled:
                     return clip
                 reply = {"reason": "cancelled", "detail": f"{name} is no longer wanted"}
+        except _CancelledError:
+            self.close()
+            raise MediaError("cancelled", f"{name} is no longer wanted") from None
         except TimeoutError:
             self.close()
             raise MediaError("deadline", f"{name} was not decoded within {deadline_s:g} s") from None
@@ -180,7 +183,7 @@ class DecodeProcess:
                 channel.send(CANCEL)
                 was_cancelled, until_s = True, min(until_s, time.monotonic() + _GRACE_S)
             if time.monotonic() > until_s:
-                raise TimeoutError
+                raise _CancelledError if was_cancelled else TimeoutError
         return was_cancelled
 
     def _why_dead(self, name: str) -> MediaError:
@@ -194,6 +197,10 @@ class DecodeProcess:
 
 def _never() -> bool:
     return False
+
+
+class _CancelledError(Exception):
+    """The child did not notice that a clip is no longer wanted."""
 
 
 class _OutOfMemoryError(MediaError):
