@@ -11,23 +11,18 @@ import json
 import logging
 import os
 import pickle
-import queue
 import signal
 import socket
-import stat
 import subprocess
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from omni_platform import storage
+from omni_platform.media.clip_source import name_of, opened
 from omni_platform.media.decode import DecodedClip
 from omni_platform.media.decode_channel import Channel
 from omni_platform.media.decode_child import CANCEL
@@ -78,11 +73,11 @@ class DecodeProcess:
         memory than a clip may take), `unreadable` (it cannot be opened or fetched), or `undecodable` where the clip
         brought the child down.
         """
-        name = name or _name_of(source)
+        name = name or name_of(source)
         stopped = should_stop or _never
         self.start()
         until_s = time.monotonic() + deadline_s
-        with _opened(source, name, until_s, deadline_s, stopped) as file:
+        with opened(source, name, until_s, deadline_s, stopped) as file:
             request = {"name": name, "cpu_s": cpu_s or deadline_s, "options": options}
             while True:
                 was_fresh, self._is_fresh = self._is_fresh, False
@@ -205,60 +200,6 @@ class _CancelledError(Exception):
 
 class _OutOfMemoryError(MediaError):
     """The child had no memory left for a clip."""
-
-
-@contextmanager
-def _opened(
-    source: str | Path | bytes | BinaryIO, name: str, until_s: float, deadline_s: float, stopped: Callable[[], bool]
-) -> Iterator[BinaryIO]:
-    """The clip as an open file. Opening and copying happen in a thread that is left behind when it is late."""
-    if isinstance(source, bytes):
-        with tempfile.TemporaryFile(prefix="clip-") as file:
-            file.write(source)
-            file.flush()
-            yield file
-        return
-    if not isinstance(source, (str, Path)):
-        yield source
-        return
-    outcome: queue.SimpleQueue[BinaryIO | MediaError] = queue.SimpleQueue()
-    threading.Thread(target=lambda: outcome.put(_try_to_open(source, name)), daemon=True).start()
-    while True:
-        try:
-            opened = outcome.get(timeout=min(_POLL_S, max(0.001, until_s - time.monotonic())))
-            break
-        except queue.Empty:
-            if stopped():
-                raise MediaError("cancelled", f"{name} is no longer wanted") from None
-            if time.monotonic() > until_s:
-                raise MediaError("deadline", f"{name} was not there within {deadline_s:g} s") from None
-    if isinstance(opened, MediaError):
-        raise opened
-    with opened:
-        yield opened
-
-
-def _try_to_open(source: str | Path, name: str) -> BinaryIO | MediaError:
-    try:
-        # A copy of a remote file loses its name here already, and its space when the descriptor is closed.
-        with storage.local_copy(source) as path:
-            # Not blocking: a pipe without a writer would be waited for.
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            file = os.fdopen(descriptor, "rb", buffering=0)
-            if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return file
-            file.close()
-            return MediaError("unreadable", f"{name} is not a file")
-    except (FileNotFoundError, NotADirectoryError):
-        return MediaError("missing", f"{name} does not exist")
-    except Exception as error:  # every object store has its own
-        return MediaError("unreadable", f"{name} cannot be read: {type(error).__name__}: {error}")
-
-
-def _name_of(source: str | Path | bytes | BinaryIO) -> str:
-    if isinstance(source, bytes):
-        return f"the given media ({len(source)} bytes)"
-    return str(source) if isinstance(source, (str, Path)) else "the given media"
 
 
 def _environment() -> dict[str, str]:
