@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 
 class Turns:
@@ -20,6 +18,8 @@ class Turns:
         self._free = slots
         self._per_client = per_client or slots
         self._held: Counter[str] = Counter()
+        self._last_turn: dict[str, int] = {}
+        self._turn = 0
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
     async def take(self, client: str) -> None:
@@ -42,28 +42,24 @@ class Turns:
         self._held[client] -= 1
         if not self._held[client]:
             del self._held[client]
+            if client not in self._waiting:
+                del self._last_turn[client]
         self._hand_out()
-
-    @asynccontextmanager
-    async def turn(self, client: str) -> AsyncIterator[None]:
-        """Hold a slot for the length of a block."""
-        await self.take(client)
-        try:
-            yield
-        finally:
-            self.give_back(client)
 
     def _hand_out(self) -> None:
         while self._free:
-            # In the order of their last turn; `min` keeps the first of equals.
+            # Equals who never had a turn go in the order of their arrival.
             able = [client for client in self._waiting if self._held[client] < self._per_client]
             if not able:
                 return
-            client = min(able, key=lambda name: self._held[name])
-            places = self._waiting.pop(client)
-            place = places.popleft()
-            if places:
-                self._waiting[client] = places  # at the end of the order
+            client = min(able, key=lambda name: (self._held[name], self._last_turn.get(name, 0)))
+            place = self._waiting[client].popleft()
+            if not self._waiting[client]:
+                del self._waiting[client]
+            if place.done():  # given up, and its task has not run yet
+                continue
+            self._turn += 1
+            self._last_turn[client] = self._turn
             self._held[client] += 1
             self._free -= 1
             place.set_result(None)
@@ -76,3 +72,5 @@ class Turns:
             places.remove(place)
         if not places:
             del self._waiting[client]
+            if not self._held[client]:
+                self._last_turn.pop(client, None)

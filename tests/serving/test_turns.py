@@ -63,22 +63,22 @@ def test_one_client_never_holds_more_than_its_share() -> None:
     assert before == ["a", "a"] and after == ["a", "a", "b"]
 
 
-@pytest.mark.parametrize("in_the_same_moment", [False, True])
-def test_a_request_that_is_given_up_leaves_its_place(in_the_same_moment: bool) -> None:
+@pytest.mark.parametrize("moment", ["before", "just before", "just after"])
+def test_a_request_that_is_given_up_leaves_its_place(moment: str) -> None:
     async def run() -> list[str]:
         turns, order = Turns(1), []
         await turns.take("first")
         (leaving,) = await _queue(turns, ["leaves"], order)
         await _queue(turns, ["stays"], order)
-        if in_the_same_moment:
+        if moment == "just after":
             turns.give_back("first")
             leaving.cancel()
-            await _settle()
         else:
             leaving.cancel()
-            await _settle()
+            if moment == "before":
+                await _settle()
             turns.give_back("first")
-            await _settle()
+        await _settle()
         return order
 
     assert asyncio.run(run()) == ["stays"]
