@@ -11,19 +11,9 @@ import av.error
 import av.logging
 from av.stream import Disposition
 
+from omni_platform.media.errors import MediaError
+
 av.logging.set_level(av.logging.PANIC)  # what goes wrong is told by MediaError, once
-
-
-class MediaError(ValueError):
-    """A clip that cannot be used. `reason` is a short stable word for counting, `detail` names the file."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)  # both, so that the error survives pickling
-        self.reason = reason
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return f"{self.detail} [{self.reason}]"
 
 
 @dataclass(frozen=True, kw_only=True)
