@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 
@@ -64,7 +64,7 @@ class DecodedClip:
 class _Job:
     """A clip to decode, and how."""
 
-    file: Path | bytes
+    file: Path | bytes | BinaryIO
     fps: float
     max_frames: int
     max_duration_s: float | None
@@ -72,7 +72,7 @@ class _Job:
 
 
 def decode_clip(
-    source: str | Path | bytes,
+    source: str | Path | bytes | BinaryIO,
     *,
     fps: float = 2.0,
     max_frames: int = 256,
@@ -85,7 +85,7 @@ def decode_clip(
     should_stop: Callable[[], bool] | None = None,
     name: str | None = None,
 ) -> DecodedClip:
-    """Decode a file (path, URI or its bytes) at `fps` frames per second, fewer where `max_frames` binds.
+    """Decode a file (path, URI, its bytes or a seekable binary file object) at `fps` frames per second, fewer where `max_frames` binds.
 
     Frames come in pairs (a temporal patch of a vision encoder): the number of frames is the even number
     nearest to duration x fps, and a time past the end shows the last frame. Pictures above `max_pixels` are
@@ -93,7 +93,7 @@ def decode_clip(
     silent where there is none, and is cut or padded to the pictures.
 
     `decoder` "auto" takes decord for files on which it gives the same frames, "decord" refuses all others, and
-    "pyav" never does: the only choice for files from strangers. Bytes always go to PyAV. `should_stop` is asked
+    "pyav" never does: the only choice for files from strangers. Plain bytes always go to PyAV. `should_stop` is asked
     between pictures. `name` stands for the clip in messages (default: the file's own name, without folders).
 
     Raises `MediaError`: `missing`, `unreadable`, `container`, `undecodable`, `truncated`, `no_video`, `too_long`,
@@ -104,7 +104,7 @@ def decode_clip(
     if decoder not in get_args(Decoder):
         raise ValueError(f"decoder is one of {', '.join(get_args(Decoder))}; got {decoder!r}")
     if name is None:
-        name = f"the given media ({len(source)} bytes)" if isinstance(source, bytes) else _last_part(source)
+        name = _name_of(source)
     read = ReadOptions(
         name=name,
         limits=limits,
@@ -123,14 +123,16 @@ def decode_clip(
         return clip if clip is not None else _with_pyav(job)
 
 
-def _last_part(source: str | Path) -> str:
-    return str(source).rstrip("/").rpartition("/")[2]
+def _name_of(source: str | Path | bytes | BinaryIO) -> str:
+    if isinstance(source, bytes):
+        return f"the given media ({len(source)} bytes)"
+    return str(source).rstrip("/").rpartition("/")[2] if isinstance(source, (str, Path)) else "the given media"
 
 
 @contextmanager
-def _as_file(source: str | Path | bytes, name: str) -> Iterator[Path | bytes]:
-    """A local file with the clip's content, or its bytes."""
-    if isinstance(source, bytes):
+def _as_file(source: str | Path | bytes | BinaryIO, name: str) -> Iterator[Path | bytes | BinaryIO]:
+    """A local file with the clip's content, or what is open already."""
+    if not isinstance(source, (str, Path)):
         yield source
         return
     try:
@@ -229,15 +231,15 @@ def _refuse_truncated(reading: Pass, info: ClipProbe, duration_s: float, name: s
         raise MediaError("truncated", detail)
 
 
-def _with_decord(job: _Job, path: Path) -> tuple[DecodedClip | None, str]:
+def _with_decord(job: _Job, file: Path | BinaryIO) -> tuple[DecodedClip | None, str]:
     """The clip by decord, or None and the reason why it may give other frames."""
     read = job.read
-    with open_clip(path, read.name) as container:
+    with open_clip(file, read.name) as container:
         info = _checked_probe(container, job)
         if reason := decord_frames.why_not_exact(info, decord_frames.first_picture(container), read):
             return None, reason
     table = decord_frames.PacketTable()
-    with open_clip(path, read.name) as container:
+    with open_clip(file, read.name) as container:
         reading = Pass(container, info, read)
         reading.run_sound(table.add)
     if reason := table.why_not_plain(info.num_frames):
@@ -248,7 +250,7 @@ def _with_decord(job: _Job, path: Path) -> tuple[DecodedClip | None, str]:
     duration_s = _checked_duration(reading, info, job)
     times_s, sample_fps = sample_times(duration_s, fps=job.fps, max_frames=job.max_frames)
     try:
-        frames = decord_frames.read_frames(path, starts_s, times_s, read)
+        frames = decord_frames.read_frames(file, starts_s, times_s, read)
     except MediaError as error:
         if error.reason == "cancelled":
             raise

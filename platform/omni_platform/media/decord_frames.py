@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av.error
 import decord
@@ -112,14 +112,18 @@ def first_picture(container: InputContainer) -> Any:
         return None
 
 
-def read_frames(path: Path, starts_s: np.ndarray, times_s: np.ndarray, options: ReadOptions) -> np.ndarray:
+def read_frames(
+    file: Path | BinaryIO, starts_s: np.ndarray, times_s: np.ndarray, options: ReadOptions
+) -> np.ndarray:
     """The pictures on screen at the given times, uint8 (F, H, W, 3), a few at a time.
 
     `starts_s` are the times of all pictures of the file, ascending. Raises `MediaError`.
     """
     with native_errors(options.name, "decoding with decord"):
         # One thread: many decoders run beside each other, one per core.
-        reader = decord.VideoReader(str(path), num_threads=1)
+        if not isinstance(file, Path):
+            file.seek(0)
+        reader = decord.VideoReader(str(file) if isinstance(file, Path) else file, num_threads=1)
         if len(reader) != len(starts_s):
             raise MediaError("undecodable", f"{options.name}: decord counts {len(reader)} of {len(starts_s)} pictures")
         unique, back = np.unique(on_screen(starts_s, times_s), return_inverse=True)

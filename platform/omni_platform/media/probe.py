@@ -31,7 +31,7 @@ class ClipProbe:
     """Of a picture as it is coded: before it is turned or scaled."""
     height_px: int
     num_frames: int
-    """As declared; 0 where the container does not say (webm, mkv)."""
+    """As declared, without those that an edit list skips; 0 where the container does not say (webm, mkv)."""
     video_codec: str
     audio_codec: str | None
     """None without sound; "unknown" where this build cannot decode it."""
@@ -92,12 +92,19 @@ def read_probe(container: InputContainer, name: str) -> ClipProbe:
             start_s=float(start),
             width_px=pictures.width,
             height_px=pictures.height,
-            num_frames=max(video.frames, 0),
+            num_frames=_declared_frames(container, video),
             video_codec=pictures.name,
             audio_codec=None if audio is None else sound.name if sound is not None else "unknown",
             audio_sample_rate_hz=sound.sample_rate if sound is not None else None,
             audio_channels=sound.channels if sound is not None else None,
         )
+
+
+def _declared_frames(container: InputContainer, video: Any) -> int:
+    declared = max(video.frames, 0)
+    # The index of an mp4 is made from its header, less what an edit list leaves out.
+    indexed = len(video.index_entries) if container.format.name == "mov" else 0
+    return min(declared, indexed) if indexed else declared
 
 
 def _is_mp4(source: Any) -> bool:

@@ -57,6 +57,8 @@ class Pass:
         self.clock = Clock(self._video.time_base, rejoins=rejoins)
         self.sound = SoundTrack(options.sample_rate_hz, rejoins=rejoins)
         self.num_frames = 0
+        self._first_dts: int | None = None
+        self._held_back: int | None = None
         streams = [index for index in (self.video_index, self.audio_index) if index is not None]
         self.num_packets = dict.fromkeys(streams, 0)
         self.num_damaged = dict.fromkeys(streams, 0)
@@ -108,6 +110,8 @@ class Pass:
                 break
             if packet.size:
                 self.num_packets[packet.stream.index] += 1
+                if self._first_dts is None and packet.stream.index == self.video_index:
+                    self._first_dts = packet.dts
             yield packet
         if self.breaks_off:
             # What the decoders still hold belongs to the part that could be read.
@@ -143,10 +147,19 @@ class Pass:
         limits.check_picture(frame.width, frame.height, name)
         self.num_frames += 1
         limits.check_frames(self.num_frames, name)
-        stamp = frame.pts if frame.pts is not None else frame.dts
-        start_s = float(self.clock.place(stamp, frame.duration))
+        start_s = float(self.clock.place(self._stamp(frame), frame.duration))
         limits.check_duration(start_s, name)
         return start_s
+
+
+    def _stamp(self, frame: Any) -> int | None:
+        """The time stamp of a picture. Where the container has only those of decoding (avi), they are those of the
+        packets that brought the pictures out, late by as many as the decoder held back."""
+        if frame.pts is not None or frame.dts is None:
+            return frame.pts
+        if self._held_back is None:
+            self._held_back = frame.dts - (self._first_dts if self._first_dts is not None else frame.dts)
+        return frame.dts - self._held_back
 
 
 @dataclass(frozen=True, kw_only=True)
