@@ -58,6 +58,8 @@ class ServeConfig:
     """Size of a clip's file; a larger one gets a 413."""
     max_duration_s: float = 120.0
     """Length of a clip; a longer one gets a 413."""
+    max_picture_pixels: int = 4096 * 2304
+    """Pixels of a clip's pictures as its file holds them; larger ones get a 413."""
     decode_deadline_s: float = 30.0
     """Time for decoding one clip; one that takes longer is refused."""
     decode_cpu_s: float = 60.0
@@ -72,7 +74,7 @@ class ServeConfig:
             raise ValueError("model is empty: give a folder or models:/name@alias")
         counts = ("num_replicas", "max_new_tokens", "max_batch_size", "max_requests", "decode_workers", "fetch_workers")
         fetching = ("fetch_timeout_s", "fetch_min_bytes_per_s")
-        decoding = ("decode_deadline_s", "decode_cpu_s", "decode_memory_bytes", "max_duration_s")
+        decoding = ("decode_deadline_s", "decode_cpu_s", "decode_memory_bytes", "max_duration_s", "max_picture_pixels")
         for name in (*counts, "max_video_bytes", *fetching, *decoding):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")

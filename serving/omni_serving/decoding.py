@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, TypeVar
 from omni_platform.media.decode import DecodedClip
 from omni_platform.media.decode_process import DecodeProcess
 from omni_platform.media.errors import MediaError
+from omni_platform.media.limits import MediaLimits
 from omni_serving.config import ServeConfig
 from omni_serving.inputs import explain, is_http, open_file
 from omni_serving.remote import check_url, fetch
@@ -37,6 +38,7 @@ class DecodePool:
             "fps": fps,
             "max_frames": max_frames,
             "max_duration_s": config.max_duration_s,
+            "limits": MediaLimits(max_coded_pixels=config.max_picture_pixels),
         }
         self._idle = [DecodeProcess(memory_bytes=config.decode_memory_bytes) for _ in range(config.decode_workers)]
         self._decode_turns = Turns(config.decode_workers)

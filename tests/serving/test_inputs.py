@@ -132,6 +132,12 @@ def test_a_clip_that_is_too_long_is_refused(film) -> None:
     assert "6.0 s" in problem.message and "5.5 s" in problem.message
 
 
+def test_pictures_that_are_too_large_are_refused_by_the_header(film) -> None:
+    problem = refusal(film.clip, config_for(film, max_picture_pixels=1000))
+    assert (problem.status, problem.code) == (413, "media_too_large")
+    assert problem.message.endswith("allowed are 1000; scale it down")
+
+
 def test_broken_media_is_explained(film, upload) -> None:
     whole = film.clip.read_bytes()
     cases = {

@@ -46,10 +46,10 @@ def opened(
 
 
 def name_of(source: str | Path | bytes | BinaryIO) -> str:
-    """What messages call a clip that has no other name."""
+    """What messages call a clip that has no other name: its file's own, without folders."""
     if isinstance(source, bytes):
         return f"the given media ({len(source)} bytes)"
-    return str(source) if isinstance(source, (str, Path)) else "the given media"
+    return str(source).rstrip("/").rpartition("/")[2] if isinstance(source, (str, Path)) else "the given media"
 
 
 def _wait_for(

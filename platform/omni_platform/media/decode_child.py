@@ -49,9 +49,11 @@ def _answer(
     limit_cpu(cpu_s)
     try:
         clip = decode_clip(file, name=name, should_stop=watch.should_stop, **options)
-    except MemoryError:
-        _refuse(channel, "too_large", f"{name} takes more memory to decode than a clip may", out_of_memory=True)
-    except MediaError as error:
+    except (MemoryError, MediaError) as error:
+        # The decoder reports a lack of memory as a fault of the clip, with the cause behind it.
+        if isinstance(error, MemoryError) or isinstance(error.__context__, MemoryError):
+            _refuse(channel, "too_large", f"{name} takes more memory to decode than a clip may", out_of_memory=True)
+            return
         _refuse(channel, watch.reason or error.reason, watch.detail(name) or error.detail)
     except Exception as error:
         # Whatever went wrong belongs to this clip: a header that no one foresaw. The words of libraries can

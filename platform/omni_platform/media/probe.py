@@ -110,8 +110,8 @@ def _declared_frames(container: InputContainer, video: Any) -> int:
 def _is_mp4(source: Any) -> bool:
     if isinstance(source, bytes):
         return source[4:8] == b"ftyp"
-    try:
-        with open(source, "rb") as file:
-            return file.read(8)[4:] == b"ftyp"
-    except (OSError, TypeError):
-        return False
+    if not isinstance(source, (str, Path)):
+        source.seek(0)
+        return source.read(8)[4:] == b"ftyp"
+    with open(source, "rb") as file:
+        return file.read(8)[4:] == b"ftyp"

@@ -151,7 +151,6 @@ class Pass:
         limits.check_duration(start_s, name)
         return start_s
 
-
     def _stamp(self, frame: Any) -> int | None:
         """The time stamp of a picture. Where the container has only those of decoding (avi), they are those of the
         packets that brought the pictures out, late by as many as the decoder held back."""
