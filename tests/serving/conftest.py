@@ -26,6 +26,9 @@ from omni_serving.app import bind_app
 from omni_serving.config import ServeConfig
 from omni_serving.deploy import deployed
 
+# For what test files share, here and with those of the media package.
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "platform")]
+
 # Workers cannot import a test module: what is defined here travels whole.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
