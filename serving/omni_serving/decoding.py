@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -36,13 +37,13 @@ class DecodePool:
         """Start the decoders and wait until all are ready."""
         await asyncio.gather(*(self._add() for _ in range(self._config.decode_workers)))
 
-    async def clip(self, url: str) -> DecodedClip:
-        """The clip at `url`; `RequestError` where it cannot be had within the limits and the deadline."""
+    async def clip(self, source: Path | str, *, client: str) -> DecodedClip:
+        """The clip in an uploaded file or at an address; `RequestError` where it cannot be had within the limits and the deadline."""
         decoder = await self._idle.get()
         came_back = False
         try:
             # Waiting for a free decoder does not count: that is the server's fault, not the clip's.
-            clip = await asyncio.wait_for(decoder.clip.remote(url), self._deadline_s(url))
+            clip = await asyncio.wait_for(decoder.clip.remote(source), self._deadline_s(str(source)))
             came_back = True
         except TimeoutError:
             raise self._too_slow() from None
@@ -91,14 +92,14 @@ class _Decoder:
         # Here and not above: codecs are for the decoders' processes only.
         from omni_serving.inputs import fetch_clip
 
-        self._fetch = lambda url: fetch_clip(url, config, fps=fps, max_frames=max_frames)
+        self._fetch = lambda source: fetch_clip(source, config, fps=fps, max_frames=max_frames)
 
     def ready(self) -> int:
         """The process id, once the decoder can work."""
         return os.getpid()
 
-    def clip(self, url: str) -> DecodedClip | RequestError:
+    def clip(self, source: Path | str) -> DecodedClip | RequestError:
         try:
-            return self._fetch(url)
+            return self._fetch(source)
         except RequestError as error:
             return error  # an answer to the client, and no fault of the actor

@@ -36,12 +36,12 @@ _SIGNATURES = (
 """Where a container says what it is: (offset, bytes)."""
 
 
-def fetch_clip(url: str, config: ServeConfig, *, fps: float, max_frames: int) -> DecodedClip:
+def fetch_clip(url: Path | str, config: ServeConfig, *, fps: float, max_frames: int) -> DecodedClip:
     """Find and decode the clip at `url`, sampled at `fps` and at most `max_frames` frames.
 
     Raises `RequestError`: 413 for a clip that is too large or too long, 400 for everything else.
     """
-    source = _find(url.strip(), config)
+    source = url if isinstance(url, Path) else _find(url.strip(), config)
     _check_container(source)
     try:
         return decode_clip(source, fps=fps, max_frames=max_frames, max_duration_s=config.max_duration_s)

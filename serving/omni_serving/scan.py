@@ -2,7 +2,8 @@
 
 A request may hold a clip as `"data:video/mp4;base64,..."`. The scanner copies the JSON text and puts a short reference
 where such a string stood; the bytes behind the comma are decoded as they arrive. It checks only what it needs (where
-strings begin and end, how deep arrays and objects nest): whether the text is valid JSON is for the parser of the result.
+strings begin and end, how deep arrays and objects nest): whether the text is valid JSON is for the parser of the
+result.
 """
 
 from __future__ import annotations

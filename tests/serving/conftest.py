@@ -34,6 +34,13 @@ class ColourReasoner:
     """Names the colour of the first picture; `wait for PATH` is answered once that file is there."""
 
     fps, max_frames, method_name = 2.0, 16, "colours"
+    max_positions, num_slots = 4096, 6
+
+    def prompt_positions(self, question: str, options: tuple[str, ...]) -> int:
+        return 10 + len(question.split()) + sum(len(option.split()) for option in options)
+
+    def clip_positions(self, *, num_frames: int, height: int, width: int, num_samples: int) -> int:
+        return 4 * num_frames + num_samples // 640
 
     def answer(self, asks: list[Ask], *, max_new_tokens: int, max_phases: int) -> list[Reply]:
         for ask in asks:
@@ -108,7 +115,8 @@ class Client:
 
     def post(self, body: Any, path: str = "/v1/chat/completions") -> tuple[int, Any]:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return self._send(urllib.request.Request(self.url + path, data))
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        return self._send(request)
 
     def ask(self, video: str | Path, question: str = "Which colour is first?", **more: Any) -> tuple[int, Any]:
         return self.post(self.body(video, question, **more))
