@@ -28,6 +28,7 @@ from omni_serving.budget import Budget
 from omni_serving.config import ServeConfig
 from omni_serving.decoding import DecodePool
 from omni_serving.engine import Engine, Reasoner
+from omni_serving.model_source import model_folder
 from omni_serving.protocol import ChatRequest
 from omni_serving.reading import check_model, clip_source, read_limits, read_prompt
 from omni_serving.uploads import Upload, Uploads
@@ -72,7 +73,7 @@ class ReasonerService:
         self.config = config
         self._keys = read_keys(config)
         self.uploads = Uploads(config)
-        reasoner = await asyncio.to_thread(lambda: load(_model_folder(config)))
+        reasoner = await asyncio.to_thread(lambda: load(model_folder(config)))
         self.method_name = reasoner.method_name
         self._engine = Engine(
             reasoner,
@@ -127,15 +128,6 @@ def _tell_budget(budget: Budget, config: ServeConfig) -> None:
             "a clip of max_duration_s=%g can take %d positions and max_model_len is %d: longer clips will be refused",
             *(config.max_duration_s, budget.largest_clip, budget.max_model_len),
         )
-
-
-def _model_folder(config: ServeConfig) -> Path:
-    if Path(config.model).is_dir():
-        return Path(config.model)
-    # Only a registry needs MLflow, which takes seconds to import.
-    from omni_platform.tracking import resolve_model
-
-    return resolve_model(config.model, tracking_uri=config.tracking_uri)
 
 
 def _read(args: Mapping[str, Any]) -> ServeConfig:

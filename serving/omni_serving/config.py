@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-_REGISTRY = "models:/"
+REGISTRY = "models:/"
 _ABOVE_ZERO = (
     *("num_replicas", "max_new_tokens", "max_batch_size", "max_requests", "max_model_len", "request_timeout_s"),
     *("max_uploads", "max_upload_bytes_in_flight", "body_idle_timeout_s", "body_timeout_s"),
@@ -116,6 +116,6 @@ class ServeConfig:
         """The name of the model in requests and replies."""
         if self.served_model_name:
             return self.served_model_name
-        if self.model.startswith(_REGISTRY):
-            return self.model.removeprefix(_REGISTRY)
+        if self.model.startswith(REGISTRY):
+            return self.model.removeprefix(REGISTRY)
         return PurePosixPath(self.model).name

@@ -38,7 +38,7 @@ class DecodePool:
         await asyncio.gather(*(self._add() for _ in range(self._config.decode_workers)))
 
     async def clip(self, source: Path | str, *, client: str) -> DecodedClip:
-        """The clip in an uploaded file or at an address; `RequestError` where it cannot be had within the limits and the deadline."""
+        """The clip in an uploaded file or at an address; `RequestError` where it cannot be had within the limits."""
         decoder = await self._idle.get()
         came_back = False
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import socket
 import sys
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import ray
 
@@ -31,7 +33,7 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 class ColourReasoner:
-    """Names the colour of the first picture; `wait for PATH` is answered once that file is there."""
+    """Names the colour of the first picture, or its process; `wait for PATH` is answered once that file is there."""
 
     fps, max_frames, method_name = 2.0, 16, "colours"
     max_positions, num_slots = 4096, 6
@@ -65,6 +67,8 @@ def _reply(ask: Ask, batch_size: int, max_phases: int) -> Reply:
     )
     phase = Phase(position=3, num_visual=4, num_audio=2, moments=moments)
     text = f"{len(ask.frames)} frames, {sound_s:g} s of sound, batch of {batch_size}. Answer: {colour}"
+    if ask.question == "which process":
+        text = str(os.getpid())
     return Reply(
         text=text,
         answer=colour,
@@ -118,6 +122,10 @@ class Client:
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         return self._send(request)
 
+    def process(self, clip: Path) -> psutil.Process:
+        """The replica's process."""
+        return psutil.Process(int(self.ask(clip, "which process")[1]["choices"][0]["message"]["content"]))
+
     def ask(self, video: str | Path, question: str = "Which colour is first?", **more: Any) -> tuple[int, Any]:
         return self.post(self.body(video, question, **more))
 
@@ -160,7 +168,7 @@ def server(local_ray: None, film: Film, tmp_path_factory: pytest.TempPathFactory
     config = ServeConfig(
         model=str(tmp_path_factory.mktemp("colours")),
         served_model_name="colours",
-        port=_free_port(),
+        port=free_port(),
         allowed_media_dirs=(str(film.folder),),
         max_batch_size=8,
         max_requests=17,
@@ -171,7 +179,7 @@ def server(local_ray: None, film: Film, tmp_path_factory: pytest.TempPathFactory
         yield Client(url)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -1,0 +1,154 @@
+"""Clients that send slowly, never, too much or from the wrong place, against a real Ray Serve."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from omni_serving.app import bind_app
+from omni_serving.config import ServeConfig
+from omni_serving.deploy import deployed
+
+from .conftest import Client, free_port, load_colours
+
+MIB = 1 << 20
+HEADERS = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+@pytest.fixture(scope="module")
+def uploads_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("uploads")
+
+
+@pytest.fixture(scope="module")
+def server(local_ray: None, film, uploads_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    config = ServeConfig(
+        model=str(tmp_path_factory.mktemp("colours")),
+        served_model_name="colours",
+        port=free_port(),
+        allowed_media_dirs=(str(film.folder),),
+        max_requests=17,
+        max_uploads=400,
+        max_video_bytes=64 * MIB,
+        max_upload_bytes_in_flight=1024 * MIB,
+        body_idle_timeout_s=3.0,
+        body_timeout_s=8.0,
+        upload_dir=str(uploads_dir),
+        decode_workers=1,
+    )
+    with deployed(config, bind_app(config, load_colours)) as url:
+        yield Client(url)
+
+
+@contextlib.contextmanager
+def connections(server: Client, count: int, begin: str) -> Iterator[list[socket.socket]]:
+    """`count` connections on which so much of a request has been sent, and no more."""
+    parts = urlsplit(server.url)
+    opened = []
+    try:
+        for _ in range(count):
+            opened.append(socket.create_connection((parts.hostname, parts.port), timeout=30))
+            opened[-1].sendall(begin.encode())
+        yield opened
+    finally:
+        for connection in opened:
+            connection.close()
+
+
+def read_reply(connection: socket.socket) -> tuple[int, dict[str, str], dict]:
+    """Status, headers and JSON of a reply after which the server closes."""
+    data = b""
+    while piece := connection.recv(65536):
+        data += piece
+    head, _, body = data.partition(b"\r\n\r\n")
+    status, *lines = head.decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines)
+    return int(status.split()[1]), headers, json.loads(body)
+
+
+def answers_within_2_s(server: Client, clip: Path) -> None:
+    started = time.monotonic()
+    assert server.get("/health")[0] == 200
+    assert time.monotonic() - started < 2
+    started = time.monotonic()
+    assert server.ask(clip)[0] == 200
+    assert time.monotonic() - started < 2
+
+
+def test_half_sent_requests_by_the_hundred_hold_up_nobody(server, film) -> None:
+    server.ask(film.clip)  # the first call of all is slower
+    half_headers = HEADERS[:60]
+    half_sent = HEADERS + "Content-Length: 1000\r\n\r\n{"
+    with connections(server, 150, half_headers), connections(server, 300, half_sent) as waiting:
+        server.wait_for_load(open_uploads=300)
+        answers_within_2_s(server, film.clip)
+        # Twice as many as may upload at once: those that have stopped sending make room.
+        with connections(server, 300, half_sent):
+            answers_within_2_s(server, film.clip)
+            server.wait_for_load(open_uploads=0)
+        answers_within_2_s(server, film.clip)
+        for connection in waiting[:3]:
+            status, headers, body = read_reply(connection)
+            assert (status, body["error"]["code"]) == (408, "body_timeout")
+            assert headers["connection"] == "close"
+
+
+def test_a_body_that_drips_has_an_end(server, film) -> None:
+    begin = HEADERS + "Transfer-Encoding: chunked\r\n\r\n"
+    with connections(server, 1, begin) as [connection]:
+        started = time.monotonic()
+        with pytest.raises(OSError):
+            while time.monotonic() - started < 30:
+                connection.sendall(b"1\r\n \r\n")
+                time.sleep(0.2)
+        assert 6 < time.monotonic() - started < 20
+
+
+def test_bodies_are_on_disk_and_released(server, film, uploads_dir) -> None:
+    """12 bodies of 40 MiB at once: the replica's memory grows by less than two of them, and comes back."""
+    process = server.process(film.clip)
+    clip = "A" * (40 * MIB // 4 * 4)
+    body = json.dumps(server.body("data:video/mp4;base64," + clip)).encode()
+    server.post(body)  # what the first such body needs is needed once
+    before = process.memory_info().rss
+    with peak_memory(process) as peak, ThreadPoolExecutor(12) as clients:
+        replies = list(clients.map(lambda _: server.post(body), range(12)))
+    assert {(status, reply["error"]["code"]) for status, reply in replies} == {(400, "media_container")}
+    print("growth MiB", (peak[0] - before) / MIB, (process.memory_info().rss - before) / MIB)
+    assert peak[0] - before < 2 * len(body)
+    time.sleep(1)
+    assert process.memory_info().rss - before < len(body) // 2
+    assert uploaded(uploads_dir) == []
+    server.wait_for_load(upload_bytes=0, open_uploads=0)
+
+
+@contextlib.contextmanager
+def peak_memory(process: psutil.Process) -> Iterator[list[int]]:
+    """The highest resident size seen within the block, in bytes."""
+    peak, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            peak[0] = max(peak[0], process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
+
+
+def uploaded(folder: Path) -> list[Path]:
+    return sorted(folder.glob("replica-*/upload-*"))
