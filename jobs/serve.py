@@ -33,8 +33,9 @@ def _serve(config: ServeConfig) -> None:
     # Ray Serve and torch take seconds to import, and what is wrong in a configuration is known before.
     from omni_platform.runtime import start_ray
     from omni_serving.deploy import DeployError, deployed
+    from omni_serving.proxy import PROXY_ENV
 
-    start_ray()
+    start_ray(env_vars=PROXY_ENV)
     try:
         # After Ray, which sets a handler of its own that ends the process at once.
         for number in (signal.SIGTERM, signal.SIGINT):

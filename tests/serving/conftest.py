@@ -27,6 +27,7 @@ from omni_platform.runtime import start_ray
 from omni_serving.app import bind_app
 from omni_serving.config import ServeConfig
 from omni_serving.deploy import deployed
+from omni_serving.proxy import PROXY_ENV
 
 # Workers cannot import a test module: what is defined here travels whole.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -155,7 +156,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Film:
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    start_ray(num_cpus=2, object_store_memory_bytes=200_000_000)
+    start_ray(num_cpus=2, object_store_memory_bytes=200_000_000, env_vars=PROXY_ENV)
     try:
         yield
     finally:
