@@ -142,7 +142,10 @@ class ChatRequest(_Strict):
     @classmethod
     def _asks_for_nothing(cls, value: Any, info: ValidationInfo) -> Any:
         neutral = _NEUTRAL[str(info.field_name)]
-        if value is None or value in neutral:
+        # To Python True is 1, and to a client it is a mistake.
+        if value is None or any(
+            value == each and isinstance(value, bool) == isinstance(each, bool) for each in neutral
+        ):
             return value
         instead = "".join(f" or send {json.dumps(each)}" for each in neutral[:1])
         raise PydanticCustomError(

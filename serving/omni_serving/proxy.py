@@ -20,8 +20,9 @@ PROXY_ENV = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "omni_serving.proxy.mi
 """Environment of the processes that Ray starts for Serve."""
 HEADERS_TIMEOUT_S = 10.0
 """From a connection or the first byte of a request to the end of its headers."""
-_AHEAD_BYTES = 256 * 1024
-"""What the proxy keeps of a body until the replica fetches it; uvicorn keeps 64 KiB of its own."""
+_AHEAD_BYTES = 32 * 1024
+"""The proxy reads on when it keeps less than this of a body. Pieces have up to 64 KiB: so what the replica fetches at
+once stays under the 100 KiB from which Ray sends results through its object store."""
 
 
 def middlewares() -> list[Middleware]:
