@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import socket
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 class ColourReasoner:
-    """Names the colour of the first picture, or its process; `wait for PATH` is answered once that file is there."""
+    """Names the colour of the first picture; `wait for PATH` is answered once that file is there."""
 
     fps, max_frames, method_name = 2.0, 16, "colours"
     max_positions, num_slots = 4096, 6
@@ -68,8 +69,6 @@ def _reply(ask: Ask, batch_size: int, max_phases: int) -> Reply:
     )
     phase = Phase(position=3, num_visual=4, num_audio=2, moments=moments)
     text = f"{len(ask.frames)} frames, {sound_s:g} s of sound, batch of {batch_size}. Answer: {colour}"
-    if ask.question == "which process":
-        text = str(os.getpid())
     return Reply(
         text=text,
         answer=colour,
@@ -94,6 +93,24 @@ def _wait_until(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
+
+
+@contextmanager
+def peak_memory(process: psutil.Process) -> Iterator[list[int]]:
+    """The highest resident size seen within the block, in bytes."""
+    peak, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            peak[0] = max(peak[0], process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
 
 
 @dataclass(frozen=True)
@@ -123,9 +140,11 @@ class Client:
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         return self._send(request)
 
-    def process(self, clip: Path) -> psutil.Process:
-        """The replica's process."""
-        return psutil.Process(int(self.ask(clip, "which process")[1]["choices"][0]["message"]["content"]))
+    def replica(self) -> psutil.Process:
+        """The process of the replica, among those that this test's Ray has started."""
+        driver = psutil.Process()
+        [replica] = [child for child in driver.children(recursive=True) if "ServeReplica" in child.name()]
+        return replica
 
     def ask(self, video: str | Path, question: str = "Which colour is first?", **more: Any) -> tuple[int, Any]:
         return self.post(self.body(video, question, **more))

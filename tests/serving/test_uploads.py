@@ -5,21 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import psutil
 import pytest
 
 from omni_serving.app import bind_app
 from omni_serving.config import ServeConfig
 from omni_serving.deploy import deployed
 
-from .conftest import Client, free_port, load_colours
+from .conftest import Client, free_port, load_colours, peak_memory
 
 MIB = 1 << 20
 HEADERS = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -107,7 +105,7 @@ def test_half_sent_requests_by_the_hundred_hold_up_nobody(server, film) -> None:
 
 def test_bodies_are_on_disk_and_released(server, film, uploads_dir) -> None:
     """12 bodies of 40 MiB at once: the replica's memory grows by less than two of them, and comes back."""
-    process = server.process(film.clip)
+    process = server.replica()
     clip = "A" * (40 * MIB // 4 * 4)
     body = json.dumps(server.body("data:video/mp4;base64," + clip)).encode()
     server.post(body)  # what the first such body needs is needed once
@@ -119,24 +117,6 @@ def test_bodies_are_on_disk_and_released(server, film, uploads_dir) -> None:
     assert process.memory_info().rss - before < len(body)
     assert uploaded(uploads_dir) == []
     server.wait_for_load(upload_bytes=0, open_uploads=0)
-
-
-@contextlib.contextmanager
-def peak_memory(process: psutil.Process) -> Iterator[list[int]]:
-    """The highest resident size seen within the block, in bytes."""
-    peak, done = [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.02):
-            peak[0] = max(peak[0], process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield peak
-    finally:
-        done.set()
-        watcher.join()
 
 
 def uploaded(folder: Path) -> list[Path]:
