@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import shutil
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -16,6 +21,8 @@ import pytest
 from omni_serving.app import bind_app
 from omni_serving.config import ServeConfig
 from omni_serving.deploy import deployed
+from omni_serving.errors import RequestError
+from omni_serving.uploads import Body, Uploads
 
 from .conftest import Client, free_port, load_colours, peak_memory
 
@@ -121,3 +128,108 @@ def test_bodies_are_on_disk_and_released(server, film, uploads_dir) -> None:
 
 def uploaded(folder: Path) -> list[Path]:
     return sorted(folder.glob("replica-*/upload-*"))
+
+
+class Pieces:
+    """An ASGI `receive` that gives the pieces put into it, and then nothing more, ever."""
+
+    def __init__(self, *pieces: bytes, gap_s: float = 0.0) -> None:
+        self._pieces, self._gap_s = list(pieces), gap_s
+
+    async def __call__(self) -> dict:
+        if not self._pieces:
+            await asyncio.Event().wait()
+        await asyncio.sleep(self._gap_s)
+        return {"type": "http.request", "body": self._pieces.pop(0), "more_body": True}
+
+
+def uploads(folder: Path, **config: Any) -> Uploads:
+    return Uploads(ServeConfig(model="m", upload_dir=str(folder), **config))
+
+
+async def refused(uploads: Uploads, receive: Pieces) -> tuple[int, str, float]:
+    started = time.monotonic()
+    with pytest.raises(RequestError) as caught:
+        async with uploads.receive(Body(receive), None):
+            raise AssertionError("the body had no end")
+    return caught.value.status, caught.value.code, time.monotonic() - started
+
+
+def test_a_body_that_stops_and_one_that_drips_have_an_end(tmp_path) -> None:
+    async def scenario() -> None:
+        patient = uploads(tmp_path, body_idle_timeout_s=0.5, body_timeout_s=2.0)
+        status, code, seconds = await refused(patient, Pieces(b"{"))
+        assert (status, code) == (408, "body_timeout") and 0.4 < seconds < 1.5
+        status, code, seconds = await refused(patient, Pieces(*[b" "] * 100, gap_s=0.1))
+        assert (status, code) == (408, "body_timeout") and 1.9 < seconds < 4
+        assert patient.load() == {"open_uploads": 0, "upload_bytes": 0}
+
+    asyncio.run(scenario())
+
+
+def test_at_capacity_the_stalest_upload_makes_room_and_one_that_sends_does_not(tmp_path) -> None:
+    async def scenario() -> None:
+        two = uploads(tmp_path, max_uploads=2)
+        stalest = asyncio.create_task(refused(two, Pieces(b"{")))
+        await asyncio.sleep(0.1)
+        stale = asyncio.create_task(refused(two, Pieces(b"{")))
+        await asyncio.sleep(0.6)
+        new = asyncio.create_task(refused(two, Pieces(*[b" "] * 100, gap_s=0.05)))
+        assert (await stalest)[:2] == (408, "body_timeout")
+        newer = asyncio.create_task(refused(two, Pieces(*[b" "] * 100, gap_s=0.05)))
+        assert (await stale)[:2] == (408, "body_timeout")
+        # Both that are left are sending.
+        assert (await refused(two, Pieces(b"{")))[:2] == (429, "server_full")
+        assert two.load()["open_uploads"] == 2
+        for task in (new, newer):
+            task.cancel()
+        await asyncio.wait([new, newer])
+        assert two.load()["open_uploads"] == 0
+
+    asyncio.run(scenario())
+
+
+HELD = """
+import os, sys
+from omni_serving.config import ServeConfig
+from omni_serving.uploads import Uploads
+uploads = Uploads(ServeConfig(model="m", upload_dir=sys.argv[1]))
+(uploads._folder / "upload-1").write_bytes(b"a clip")
+print(uploads._folder, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_a_killed_replica_left_is_removed_by_the_next_and_a_live_one_keeps_its_own(tmp_path) -> None:
+    def replica() -> tuple[subprocess.Popen[str], Path]:
+        command = [sys.executable, "-c", HELD, str(tmp_path)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        return process, Path(process.stdout.readline().strip())
+
+    (killed, left), (alive, kept) = replica(), replica()
+    try:
+        assert uploaded(tmp_path) == sorted([left / "upload-1", kept / "upload-1"])
+        killed.kill()
+        killed.wait()
+        uploads(tmp_path)
+        assert uploaded(tmp_path) == [kept / "upload-1"]
+    finally:
+        for process in (killed, alive):
+            process.kill()
+            process.communicate()
+
+
+def test_a_disk_that_is_full_is_said_without_its_path(tmp_path) -> None:
+    async def scenario() -> None:
+        here = uploads(tmp_path)
+        shutil.rmtree(here._folder)
+        body = b'{"v": "data:video/mp4;base64,' + b"A" * 2_000_000
+        with pytest.raises(RequestError) as caught:
+            async with here.receive(Body(Pieces(body)), None):
+                pass
+        assert (caught.value.status, caught.value.code) == (503, "no_storage")
+        assert str(tmp_path) not in caught.value.message
+        assert here.load() == {"open_uploads": 0, "upload_bytes": 0}
+
+    asyncio.run(scenario())
