@@ -23,6 +23,8 @@ from omni_serving.config import ServeConfig
 from omni_serving.decoding import DecodePool
 from omni_serving.errors import RequestError
 
+JSON = {"Content-Type": "application/json"}
+
 
 def test_a_good_question_is_answered_with_its_latent_phases(server, film) -> None:
     status, reply = server.ask(film.clip, model="colours")
@@ -82,7 +84,7 @@ def test_sixteen_waiting_requests_share_two_model_calls(server, film, tmp_path) 
 def test_a_client_that_hangs_up_leaves_its_place_to_others(server, film, tmp_path) -> None:
     gate = tmp_path / "open"
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc)
-    connection.request("POST", "/v1/chat/completions", json.dumps(server.body(film.clip, f"wait for {gate}")))
+    connection.request("POST", "/v1/chat/completions", json.dumps(server.body(film.clip, f"wait for {gate}")), JSON)
     server.wait_for_load(answering_requests=1)
     connection.close()
     server.wait_for_load(open_requests=0)
@@ -117,7 +119,7 @@ def test_a_stream_that_cannot_begin_has_a_status(server) -> None:
 
 def _stream(server, body) -> list[str]:
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
-    connection.request("POST", "/v1/chat/completions", json.dumps(body))
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), JSON)
     response = connection.getresponse()
     assert response.status == 200
     assert response.headers["content-type"].startswith("text/event-stream")
@@ -192,6 +194,10 @@ def test_health_and_models(server) -> None:
             "waiting_requests": 0,
             "answering_requests": 0,
             "max_requests": 17,
+            "open_uploads": 0,
+            "upload_bytes": 0,
+            "max_uploads": 512,
+            "max_model_len": 4096,
         },
     )
     status, models = server.get("/v1/models")
@@ -217,16 +223,16 @@ def test_a_decoder_that_hangs_or_dies_is_replaced(local_ray, film) -> None:
         pool, codes = DecodePool(config, fps=2.0, max_frames=16), []
         await pool.start()
         for blow in (signal.SIGSTOP, signal.SIGKILL):
-            assert (await pool.clip("clip.mp4")).has_audio
+            assert (await pool.clip("clip.mp4", client="a")).has_audio
             [decoder] = pool._idle._queue  # type: ignore[attr-defined]
             pid = await decoder.ready.remote()
             os.kill(pid, blow)
             with pytest.raises(RequestError) as caught:
-                await pool.clip("clip.mp4")
+                await pool.clip("clip.mp4", client="a")
             codes.append(caught.value.code)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        assert (await pool.clip("clip.mp4")).has_audio
+        assert (await pool.clip("clip.mp4", client="a")).has_audio
         return codes
 
     assert asyncio.run(scenario()) == ["media_deadline", "media_undecodable"]
