@@ -114,6 +114,14 @@ def test_a_clip_that_crashes_the_decoder_is_refused_and_the_next_one_decodes(cap
     assert _refusal(captured, attack="environment", target="X").reason == "attack"
 
 
+def test_a_decoder_that_died_between_clips_is_replaced_and_no_clip_is_blamed(captured):
+    captured.start()
+    assert captured._child is not None
+    captured._child.poll = lambda: None  # it dies after it was seen alive
+    os.kill(_pid(captured), signal.SIGKILL)
+    assert _refusal(captured, attack="environment", target="X").detail == "saw None"
+
+
 def test_memory_is_bounded_and_a_clip_that_wants_more_is_refused(captured):
     error = _refusal(captured, name="big.mp4", attack="memory", target=str(200 << 20))
     assert str(error) == "big.mp4 takes more memory to decode than a clip may [too_large]"
