@@ -112,9 +112,7 @@ def first_picture(container: InputContainer) -> Any:
         return None
 
 
-def read_frames(
-    file: Path | BinaryIO, starts_s: np.ndarray, times_s: np.ndarray, options: ReadOptions
-) -> np.ndarray:
+def read_frames(file: Path | BinaryIO, starts_s: np.ndarray, times_s: np.ndarray, options: ReadOptions) -> np.ndarray:
     """The pictures on screen at the given times, uint8 (F, H, W, 3), a few at a time.
 
     `starts_s` are the times of all pictures of the file, ascending. Raises `MediaError`.

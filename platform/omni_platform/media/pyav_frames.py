@@ -57,11 +57,14 @@ class Pass:
         self.clock = Clock(self._video.time_base, rejoins=rejoins)
         self.sound = SoundTrack(options.sample_rate_hz, rejoins=rejoins)
         self.num_frames = 0
+        self._counts_packets = info.container == "avi"
         self._first_dts: int | None = None
         self._held_back: int | None = None
         streams = [index for index in (self.video_index, self.audio_index) if index is not None]
         self.num_packets = dict.fromkeys(streams, 0)
         self.num_damaged = dict.fromkeys(streams, 0)
+        self.begins_within_edit = False
+        """Whether an edit list leaves out the first pictures."""
         self.breaks_off = False
         """Whether the file could not be read to its end."""
         self._canvas = _Canvas(options)
@@ -110,8 +113,8 @@ class Pass:
                 break
             if packet.size:
                 self.num_packets[packet.stream.index] += 1
-                if self._first_dts is None and packet.stream.index == self.video_index:
-                    self._first_dts = packet.dts
+                if self.num_packets[self.video_index] == 1 and packet.stream.index == self.video_index:
+                    self._first_dts, self.begins_within_edit = packet.dts, packet.is_discard
             yield packet
         if self.breaks_off:
             # What the decoders still hold belongs to the part that could be read.
@@ -151,15 +154,16 @@ class Pass:
         limits.check_duration(start_s, name)
         return start_s
 
-
     def _stamp(self, frame: Any) -> int | None:
-        """The time stamp of a picture. Where the container has only those of decoding (avi), they are those of the
-        packets that brought the pictures out, late by as many as the decoder held back."""
-        if frame.pts is not None or frame.dts is None:
-            return frame.pts
+        """The time stamp of a picture. An avi has no times but the order of its packets, and FFmpeg's guess lags
+        behind the sound by as many pictures as the decoder holds back: there the first one belongs to the first packet.
+        """
+        stamp = frame.pts if frame.pts is not None else frame.dts
+        if stamp is None or not self._counts_packets:
+            return stamp
         if self._held_back is None:
-            self._held_back = frame.dts - (self._first_dts if self._first_dts is not None else frame.dts)
-        return frame.dts - self._held_back
+            self._held_back = stamp - (self._first_dts if self._first_dts is not None else stamp)
+        return stamp - self._held_back
 
 
 @dataclass(frozen=True, kw_only=True)
