@@ -205,7 +205,7 @@ def remux(
     """
     with av.open(str(source)) as read, av.open(str(target), "w", options=mux or {}) as write:
         to = {stream.index: write.add_stream_from_template(stream) for stream in read.streams}
-        packets = [packet for packet in read.demux() if packet.dts is not None and packet.size]
+        packets: list[Any] = [packet for packet in read.demux() if packet.dts is not None and packet.size]
         keys = [
             p for p in packets if p.stream.type == "video" and p.is_keyframe and p.pts * p.time_base <= from_s + 1e-6
         ]

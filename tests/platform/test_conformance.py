@@ -36,7 +36,7 @@ def _recipe(recipe: Recipe, *, exact: bool = False) -> Kind:
     return Kind(make=lambda path: make(path, recipe), suffix=recipe.suffix, exact=exact)
 
 
-def _x264(exact: bool = False, **options: str) -> Kind:
+def _x264(*, exact: bool = False, **options: str) -> Kind:
     return _recipe(Recipe(video_options={**X264, **options}), exact=exact)
 
 
@@ -176,10 +176,14 @@ def _title(path: Path) -> Truth:
 KINDS: dict[str, Kind] = {
     "plain": _recipe(PLAIN, exact=True),
     "b-frames": _recipe(B_FRAMES, exact=True),
-    "open groups": _x264(bf="3", **{"x264-params": "open-gop=1:keyint=10:min-keyint=10"}),
+    "open groups": _recipe(
+        Recipe(video_options={**X264, "bf": "3", "x264-params": "open-gop=1:keyint=10:min-keyint=10"})
+    ),
     "every picture a key": _x264(g="1", exact=True),
     "one key in 300": _x264(g="300", bf="2", exact=True),
-    "pyramid": _x264(preset="medium", bf="4", **{"b-pyramid": "normal"}, exact=True),
+    "pyramid": _recipe(
+        Recipe(video_options={**X264, "preset": "medium", "bf": "4", "b-pyramid": "normal"}), exact=True
+    ),
     "index first": _recipe(replace(B_FRAMES, mux={"movflags": "faststart"}), exact=True),
     "fragmented": _recipe(replace(B_FRAMES, mux={"movflags": "frag_keyframe+empty_moov"})),
     "uneven mp4": _recipe(replace(PLAIN, stamps_ms=VFR_MS, last_ms=500), exact=True),
