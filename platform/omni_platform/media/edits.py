@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from av.container import InputContainer
 
-from omni_platform.media.native import native_errors
+from omni_platform.media.native import native_errors, read_packets
 from omni_platform.media.probe import open_clip
 
 
@@ -37,7 +37,7 @@ def _first_packets(
     """Position in the file and time stamp of the first packets of the pictures, in order of the file."""
     found: list[tuple[int | None, Fraction]] = []
     video: Any = container.streams.best("video")
-    for packet in container.demux(video):
+    for packet in read_packets(container, video):
         if packet.pts is None or not packet.size:
             continue
         found.append((packet.pos, packet.pts * packet.time_base))

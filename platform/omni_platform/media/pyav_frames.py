@@ -18,7 +18,7 @@ from av.video.reformatter import VideoReformatter
 from omni_platform.media.clock import REJOINING, Clock
 from omni_platform.media.errors import MediaError
 from omni_platform.media.limits import MediaLimits
-from omni_platform.media.native import native_errors
+from omni_platform.media.native import native_errors, read_packets
 from omni_platform.media.probe import ClipProbe
 from omni_platform.media.sampling import FrameSampler
 from omni_platform.media.sound import SoundTrack
@@ -100,7 +100,7 @@ class Pass:
             self.sound.finish()
 
     def _packets(self, *streams: Any) -> Iterator[Any]:
-        packets = self._container.demux([stream for stream in streams if stream is not None])
+        packets = read_packets(self._container, *(stream for stream in streams if stream is not None))
         while True:
             self._options.poll()
             try:
@@ -244,7 +244,7 @@ def predicted_duration_s(container: InputContainer, options: ReadOptions) -> flo
     first: int | None = None
     end = 0
     try:
-        for packet in container.demux(video):
+        for packet in read_packets(container, video):
             options.poll()
             stamp = packet.pts if packet.pts is not None else packet.dts
             if stamp is None or not packet.size or packet.is_discard:
