@@ -46,23 +46,36 @@ class ServeConfig:
     allowed_media_dirs: tuple[str, ...] = ()
     """Folders whose files a request may name. Empty: clips come as data URIs only."""
     allowed_media_hosts: tuple[str, ...] = ()
-    """`host` or `host:port` names that the server may fetch clips from. Empty: http(s) is refused."""
+    """`host` or `host:port` names that the server may fetch clips from. Empty: http(s) is refused. A name that
+    leads into a private network is refused unless that address or network (`10.0.0.0/8`) is listed too."""
     fetch_timeout_s: float = 30.0
     """Time for fetching one clip over http(s)."""
+    fetch_min_bytes_per_s: int = 32 * 1024
+    """A host that sends less, on average after five seconds, is given up."""
+    fetch_workers: int = 8
+    """Clips that one replica fetches at once; one client gets half of them at most."""
     max_video_bytes: int = 64 * 1024 * 1024
     """Size of a clip's file; a larger one gets a 413."""
     max_duration_s: float = 120.0
     """Length of a clip; a longer one gets a 413."""
+    max_picture_pixels: int = 4096 * 2304
+    """Pixels of a clip's pictures as its file holds them; larger ones get a 413."""
     decode_deadline_s: float = 30.0
     """Time for decoding one clip; one that takes longer is refused."""
+    decode_cpu_s: float = 60.0
+    """CPU time for decoding one clip, over all threads of its codec."""
+    decode_memory_bytes: int = 2 * 1024**3
+    """Memory for decoding one clip; one that needs more gets a 413."""
     decode_workers: int = 2
     """Clips that one replica decodes at once."""
 
     def __post_init__(self) -> None:
         if not self.model:
             raise ValueError("model is empty: give a folder or models:/name@alias")
-        counts = ("num_replicas", "max_new_tokens", "max_batch_size", "max_requests", "decode_workers")
-        for name in (*counts, "max_video_bytes", "max_duration_s", "decode_deadline_s", "fetch_timeout_s"):
+        counts = ("num_replicas", "max_new_tokens", "max_batch_size", "max_requests", "decode_workers", "fetch_workers")
+        fetching = ("fetch_timeout_s", "fetch_min_bytes_per_s")
+        decoding = ("decode_deadline_s", "decode_cpu_s", "decode_memory_bytes", "max_duration_s", "max_picture_pixels")
+        for name in (*counts, "max_video_bytes", *fetching, *decoding):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         for name in ("max_phases", "batch_wait_s"):

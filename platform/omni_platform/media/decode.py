@@ -19,6 +19,7 @@ import numpy as np
 
 from omni_platform import storage
 from omni_platform.media import decord_frames
+from omni_platform.media.clip_source import name_of
 from omni_platform.media.clock import REJOINING
 from omni_platform.media.edits import start_within_picture_s
 from omni_platform.media.errors import MediaError
@@ -107,7 +108,7 @@ def decode_clip(
     if decoder not in get_args(Decoder):
         raise ValueError(f"decoder is one of {', '.join(get_args(Decoder))}; got {decoder!r}")
     if name is None:
-        name = _name_of(source)
+        name = name_of(source)
     read = ReadOptions(
         name=name,
         limits=limits,
@@ -124,12 +125,6 @@ def decode_clip(
         if clip is None and decoder == "decord":
             raise MediaError("not_exact", f"{name}: decord may give other frames, as {reason}; use decoder auto")
         return clip if clip is not None else _with_pyav(job)
-
-
-def _name_of(source: str | Path | bytes | BinaryIO) -> str:
-    if isinstance(source, bytes):
-        return f"the given media ({len(source)} bytes)"
-    return str(source).rstrip("/").rpartition("/")[2] if isinstance(source, (str, Path)) else "the given media"
 
 
 @contextmanager
