@@ -207,7 +207,7 @@ def _beside_pictures(reading: Pass, duration_s: float, job: _Job) -> np.ndarray 
 
 def _checked_duration(reading: Pass, info: ClipProbe, job: _Job) -> float:
     """How long the pictures last; refuses what was cut, damaged, or is longer than its header said."""
-    duration_s, name = float(reading.clock.end_s), job.read.name
+    duration_s, name = reading.clock.end_s, job.read.name
     _check_duration(duration_s, job)
     _refuse_truncated(reading, info, duration_s, name)
     for index, damaged in reading.num_damaged.items():
@@ -252,7 +252,7 @@ def _with_decord(job: _Job, file: Path | BinaryIO) -> tuple[DecodedClip | None, 
     if reason := table.why_not_plain(info.num_frames):
         return None, reason
     # By the clock of the reference, in order of presentation: what it decodes and what we predict are the same.
-    starts_s = np.array([float(reading.clock.place(*picture)) for picture in table.in_order()])
+    starts_s = np.array([reading.clock.place(*picture) for picture in table.in_order()])
     reading.num_frames = len(starts_s)
     duration_s = _checked_duration(reading, info, job)
     times_s, sample_fps = sample_times(duration_s, fps=job.fps, max_frames=job.max_frames)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import av
@@ -150,7 +149,7 @@ class Pass:
         limits.check_picture(frame.width, frame.height, name)
         self.num_frames += 1
         limits.check_frames(self.num_frames, name)
-        start_s = float(self.clock.place(self._stamp(frame), frame.duration))
+        start_s = self.clock.place(self._stamp(frame), frame.duration)
         limits.check_duration(start_s, name)
         return start_s
 
@@ -253,4 +252,5 @@ def predicted_duration_s(container: InputContainer, options: ReadOptions) -> flo
             end = max(end, stamp + (packet.duration or 0))
     except av.error.FFmpegError:
         pass  # decoding will meet it again, and says so
-    return float(Fraction(max(end - first, 0)) * video.time_base) if first is not None else 0.0
+    base = video.time_base
+    return max(end - first, 0) * base.numerator / base.denominator if first is not None else 0.0
