@@ -119,6 +119,20 @@ def _joined(recipe: Recipe) -> Callable[[Path], Truth]:
     return write
 
 
+def _from_the_middle(path: Path) -> Truth:
+    """Bytes from within a group on: the first picture that can be shown is the next key frame."""
+    truth = make(path, replace(TS, video_options={**X264, "bf": "3", "b-adapt": "0", "sc_threshold": "0"}))
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        keys = [packet for packet in packets if packet.is_keyframe]
+        at = packets[packets.index(keys[1]) + 2].pos
+        assert at is not None and keys[2].pts is not None and keys[0].pts is not None
+        start_s = float((keys[2].pts - keys[0].pts) * stream.time_base)
+    path.write_bytes(path.read_bytes()[at:])
+    return _later(truth, start_s)
+
+
 def _turned(matrix: tuple[int, int, int, int], turns: int, recipe: Recipe = PLAIN) -> Callable[[Path], Truth]:
     def write(path: Path) -> Truth:
         truth = make(path, recipe)
@@ -207,6 +221,8 @@ KINDS: dict[str, Kind] = {
         replace(TS, stamps_ms=_steady(20_000), sound_s=(20.0, 23.0), beeps_s=(20.5, 22.2))
     ),
     "joined transport streams": Kind(make=_joined(TS), suffix="ts"),
+    "transport stream from the middle": Kind(make=_from_the_middle, suffix="ts"),
+    "ogg": _recipe(replace(MAIN, suffix="ogv", format="ogg", video="libvpx")),
     "program stream": _recipe(
         Recipe(
             suffix="mpg", format="mpeg", video="mpeg2video", video_options={"g": "12", "bf": "2", "q": "2"}, audio="mp2"

@@ -283,3 +283,49 @@ def test_file_objects_decode_as_their_path_does_and_stay_open(tmp_path):
 def test_a_decoder_of_another_name_is_refused():
     with pytest.raises(ValueError, match="decoder is one of auto, pyav, decord; got 'ffmpeg'"):
         decode_clip(b"", decoder="ffmpeg")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mkv", "ts", "avi", "webm", "wmv", "flv", "gif", "mpg"])
+def test_mutated_clips_decode_or_raise_a_media_error(tmp_path, kind):
+    video, audio, options = _CODECS.get(kind, ("libx264", "aac", PLAIN.video_options))
+    path = tmp_path / f"a.{kind}"
+    recipe = Recipe(
+        suffix=kind,
+        format={"ts": "mpegts", "mpg": "mpeg"}.get(kind),
+        video=video,
+        video_options=options,
+        audio=audio,
+        pix_fmt="rgb8" if kind == "gif" else "yuv420p",
+        stamps_ms=[40 * k for k in range(25)],
+        sound_s=(0.0, 1.0),
+    )
+    make(path, recipe)
+    data, rng = path.read_bytes(), np.random.default_rng(7)
+    for turn in range(24):
+        mutated = bytearray(data)
+        if turn % 4 == 0:
+            del mutated[int(rng.integers(len(data))) :]
+        elif turn % 4 == 1:
+            for at in rng.integers(len(data), size=12):
+                mutated[at] = rng.integers(256)
+        elif turn % 4 == 2:
+            at = int(rng.integers(len(data)))
+            mutated[at : at + 500] = rng.bytes(min(500, len(data) - at))
+        else:  # the headers: at the beginning, or in an mp4 at the end
+            for at in rng.integers(min(800, len(data)), size=4):
+                mutated[-at if kind == "mp4" else at] = rng.integers(256)
+        try:
+            clip = decode_clip(bytes(mutated), max_frames=8)
+        except MediaError as error:
+            assert not _NATIVE.search(str(error))
+        else:
+            assert clip.frames.dtype == np.uint8 and len(clip.frames) % 2 == 0
+
+
+_CODECS: dict[str, tuple[str, str | None, dict[str, str]]] = {
+    "avi": ("mpeg4", "pcm_s16le", {"q": "2"}),
+    "webm": ("libvpx", "libopus", {"cpu-used": "8", "deadline": "realtime"}),
+    "wmv": ("wmv2", "wmav2", {"q": "2"}),
+    "gif": ("gif", None, {}),
+    "mpg": ("mpeg2video", "mp2", {"q": "2"}),
+}

@@ -192,20 +192,22 @@ class _Canvas:
         self._options = options
         self._scaler = VideoReformatter()
         self._size: tuple[int, int] | None = None
+        self._matrix: np.ndarray | None = None
 
     def converter(self, frame: Any) -> Callable[[], np.ndarray]:
         return lambda: self._convert(frame)
 
     def _convert(self, frame: Any) -> np.ndarray:
-        if self._size is None:  # also for later pictures of other sizes: all frames of a clip have one
+        if self._size is None:  # for later pictures too, whatever theirs are: the frames of a clip have one shape
             self._size = fitting_size(frame.width, frame.height, self._options.max_pixels)
+            self._matrix = display_matrix(frame)
         width, height = self._size
         smaller = width * height < frame.width * frame.height
         with native_errors(self._options.name, "converting a picture"):
             picture = self._scaler.reformat(
                 frame, width, height, "rgb24", interpolation="AREA" if smaller else "BICUBIC", threads=1
             ).to_ndarray()
-            return upright(picture, display_matrix(frame))
+            return upright(picture, self._matrix)
 
 
 def fitting_size(width_px: int, height_px: int, max_pixels: int) -> tuple[int, int]:
