@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 
 import av
@@ -22,7 +23,13 @@ def _frame(start_s: float | None, samples: np.ndarray, *, rate: int = RATE, layo
     return frame
 
 
-def _render(stamps_s: list[float | None], *, rejoins: bool = False, joints=None, lasts_s: float = 1.0) -> np.ndarray:
+def _render(
+    stamps_s: Sequence[float | None],
+    *,
+    rejoins: bool = False,
+    joints: list[tuple[Fraction, Fraction]] | None = None,
+    lasts_s: float = 1.0,
+) -> np.ndarray:
     """Frames of 20 ms that hold 1000, 1001, ... at the given stamps; int16 of the result."""
     track = SoundTrack(RATE, rejoins=rejoins)
     for k, stamp in enumerate(stamps_s):
