@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ BITS = 8
 FPS = 25
 NUM_FRAMES = 75
 BEEPS_S = (0.3, 1.2, 2.2)
-_BEEP_S = 0.15
+BEEP_S = 0.15
 _TONE_HZ = 1000
 
 
@@ -139,7 +140,7 @@ def _video_packets(video: Any, recipe: Recipe, tick: Fraction) -> Iterator[Any]:
     width, height = recipe.size
     stamps = [*recipe.stamps_ms, recipe.stamps_ms[-1] + recipe.last_ms]
     ticks = [round(Fraction(stamp, 1000) / tick) for stamp in stamps]
-    lasts = {at: after - at for at, after in zip(ticks, ticks[1:], strict=False)}
+    lasts = {at: after - at for at, after in pairwise(ticks)}
     for k in range(len(recipe.stamps_ms)):
         frame = av.VideoFrame.from_ndarray(draw(recipe.first_number + k, width, height), format="rgb24")
         frame = frame.reformat(format=recipe.pix_fmt)
@@ -160,7 +161,7 @@ def beeping(recipe: Recipe) -> np.ndarray:
     rate = recipe.audio_rate_hz
     start, stop = (round(s * rate) for s in recipe.sound_s)
     wave = np.zeros(stop - start, np.float32)
-    tone = 0.8 * np.sin(2 * np.pi * _TONE_HZ * np.arange(round(_BEEP_S * rate)) / rate).astype(np.float32)
+    tone = 0.8 * np.sin(2 * np.pi * _TONE_HZ * np.arange(round(BEEP_S * rate)) / rate).astype(np.float32)
     for beep in recipe.beeps_s:
         at = round(beep * rate) - start
         if at >= 0:
@@ -198,11 +199,16 @@ def remux(
     from_s: float = 0.0,
     mux: dict[str, str] | None = None,
 ) -> None:
-    """Copy packets with their stamps shifted, from the last key frame at or before `from_s` on: `ffmpeg -ss -c copy`."""
+    """Copy packets with their stamps shifted, from the last key frame at or before `from_s` on.
+
+    What `ffmpeg -ss T -c copy` does: an mp4 gets an edit list that leaves out what lies before zero.
+    """
     with av.open(str(source)) as read, av.open(str(target), "w", options=mux or {}) as write:
         to = {stream.index: write.add_stream_from_template(stream) for stream in read.streams}
-        packets = [packet for packet in read.demux() if packet.dts is not None and packet.size]
-        keys = [p for p in packets if p.stream.type == "video" and p.is_keyframe and p.pts * p.time_base <= from_s + 1e-6]
+        packets: list[Any] = [packet for packet in read.demux() if packet.dts is not None and packet.size]
+        keys = [
+            p for p in packets if p.stream.type == "video" and p.is_keyframe and p.pts * p.time_base <= from_s + 1e-6
+        ]
         first = packets.index(keys[-1])
         for packet in packets[first:]:
             audio = packet.stream.type == "audio"
@@ -250,9 +256,7 @@ def _with_edits(moov: bytes, track: int, edits: list[tuple[float, float | None]]
     return _box(b"moov", b"".join(parts))
 
 
-def _edited_track(
-    trak: bytes, edits: list[tuple[float, float | None]], movie_scale: int, duration_s: float
-) -> bytes:
+def _edited_track(trak: bytes, edits: list[tuple[float, float | None]], movie_scale: int, duration_s: float) -> bytes:
     parts = []
     mdhd = trak.index(b"mdhd")
     media_scale = int.from_bytes(trak[mdhd + 16 : mdhd + 20], "big")

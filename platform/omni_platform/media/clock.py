@@ -28,11 +28,11 @@ class Clock:
         self._shift = self._at = self._end = self._step = 0
 
     @property
-    def end_s(self) -> Fraction:
+    def end_s(self) -> float:
         """When the last picture so far leaves the screen, in seconds since the first one."""
-        return self._end * self.time_base
+        return self._seconds(self._end)
 
-    def place(self, stamp: int | None, duration: int) -> Fraction:
+    def place(self, stamp: int | None, duration: int) -> float:
         """Seconds since the first picture, for one with this time stamp and duration (ticks; 0 where unknown)."""
         if not self.joints:
             self._join(stamp or 0, 0)
@@ -45,7 +45,10 @@ class Clock:
         step = duration if duration > 0 else (at - self._at) or self._step
         self._at, self._step = at, step
         self._end = max(self._end, at + step)
-        return at * self.time_base
+        return self._seconds(at)
+
+    def _seconds(self, ticks: int) -> float:
+        return ticks * self.time_base.numerator / self.time_base.denominator
 
     def _join(self, stamp: int, place: int) -> None:
         self._shift = place - stamp

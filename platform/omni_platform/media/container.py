@@ -82,11 +82,13 @@ def _is_transport_stream(head: bytes) -> bool:
 
 
 @contextmanager
-def open_media(source: str | Path | bytes | BinaryIO, *, name: str) -> Iterator[InputContainer]:
+def open_media(
+    source: str | Path | bytes | BinaryIO, *, name: str, options: dict[str, str] | None = None
+) -> Iterator[InputContainer]:
     """A local file, its bytes, or a seekable binary file object as an open PyAV container; `name` is for messages.
 
-    A file object is read from its beginning and left open. Whatever an FFmpeg call inside the block raises
-    passes through unchanged.
+    A file object is read from its beginning and left open. `options` are further ones for the demuxer, beside
+    those that confine it. Whatever an FFmpeg call inside the block raises passes through unchanged.
 
     Raises `MediaError`: `missing` where there is no such file, `container` for bytes that are none of
     `CONTAINERS`. What FFmpeg says against a file of a known container is an `av.error.FFmpegError`.
@@ -100,7 +102,7 @@ def open_media(source: str | Path | bytes | BinaryIO, *, name: str) -> Iterator[
         with av.open(
             _Bytes(file),
             format=demuxer,
-            container_options=_options(demuxer),
+            container_options=(options or {}) | _options(demuxer),
             io_open=_refuse_open,
             metadata_errors="ignore",
             buffer_size=_BUFFER_BYTES,

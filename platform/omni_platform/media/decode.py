@@ -21,6 +21,7 @@ from omni_platform import storage
 from omni_platform.media import decord_frames
 from omni_platform.media.clip_source import name_of
 from omni_platform.media.clock import REJOINING
+from omni_platform.media.edits import start_within_picture_s
 from omni_platform.media.errors import MediaError
 from omni_platform.media.limits import DEFAULT_LIMITS, MediaLimits
 from omni_platform.media.probe import ClipProbe, open_clip, read_probe
@@ -86,7 +87,9 @@ def decode_clip(
     should_stop: Callable[[], bool] | None = None,
     name: str | None = None,
 ) -> DecodedClip:
-    """Decode a file (path, URI, its bytes or a seekable binary file object) at `fps` frames per second, fewer where `max_frames` binds.
+    """Decode a file at `fps` frames per second, fewer where `max_frames` binds.
+
+    `source` is a path, a URI, the file's bytes or a seekable binary file object.
 
     Frames come in pairs (a temporal patch of a vision encoder): the number of frames is the even number
     nearest to duration x fps, and a time past the end shows the last frame. Pictures above `max_pixels` are
@@ -186,16 +189,25 @@ def _with_pyav(job: _Job) -> DecodedClip:
             return DecodedClip(
                 frames=sampler.finish(len(times_s)),
                 sample_fps=true_rate,
-                waveform=reading.sound.render(reading.clock.joints, duration_s),
+                waveform=_beside_pictures(reading, duration_s, job),
                 duration_s=duration_s,
             )
         predicted_s = duration_s
     raise MediaError("undecodable", f"{job.read.name}: its duration is another one each time it is read")
 
 
+def _beside_pictures(reading: Pass, duration_s: float, job: _Job) -> np.ndarray | None:
+    """The sound where it belongs beside the pictures."""
+    joints = reading.clock.joints
+    if reading.begins_within_edit and reading.audio_index is not None:
+        late_s = start_within_picture_s(job.file, job.read.name)
+        joints = [(stamp_s + late_s, place_s) for stamp_s, place_s in joints]
+    return reading.sound.render(joints, duration_s)
+
+
 def _checked_duration(reading: Pass, info: ClipProbe, job: _Job) -> float:
     """How long the pictures last; refuses what was cut, damaged, or is longer than its header said."""
-    duration_s, name = float(reading.clock.end_s), job.read.name
+    duration_s, name = reading.clock.end_s, job.read.name
     _check_duration(duration_s, job)
     _refuse_truncated(reading, info, duration_s, name)
     for index, damaged in reading.num_damaged.items():
@@ -240,7 +252,7 @@ def _with_decord(job: _Job, file: Path | BinaryIO) -> tuple[DecodedClip | None, 
     if reason := table.why_not_plain(info.num_frames):
         return None, reason
     # By the clock of the reference, in order of presentation: what it decodes and what we predict are the same.
-    starts_s = np.array([float(reading.clock.place(*picture)) for picture in table.in_order()])
+    starts_s = np.array([reading.clock.place(*picture) for picture in table.in_order()])
     reading.num_frames = len(starts_s)
     duration_s = _checked_duration(reading, info, job)
     times_s, sample_fps = sample_times(duration_s, fps=job.fps, max_frames=job.max_frames)
@@ -250,5 +262,5 @@ def _with_decord(job: _Job, file: Path | BinaryIO) -> tuple[DecodedClip | None, 
         if error.reason == "cancelled":
             raise
         return None, "it cannot read the file"  # PyAV will, or will say what is wrong
-    waveform = reading.sound.render(reading.clock.joints, duration_s)
+    waveform = _beside_pictures(reading, duration_s, job)
     return DecodedClip(frames=frames, sample_fps=sample_fps, waveform=waveform, duration_s=duration_s), ""

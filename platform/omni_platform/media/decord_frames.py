@@ -22,7 +22,7 @@ import numpy as np
 from av.container import InputContainer
 
 from omni_platform.media.errors import MediaError
-from omni_platform.media.native import native_errors
+from omni_platform.media.native import native_errors, read_packets
 from omni_platform.media.probe import ClipProbe
 from omni_platform.media.pyav_frames import ReadOptions, display_matrix, fitting_size
 from omni_platform.media.sampling import on_screen
@@ -107,9 +107,12 @@ def first_picture(container: InputContainer) -> Any:
     video: Any = container.streams.best("video")
     video.codec_context.thread_count = 1
     try:
-        return next(iter(container.decode(video)), None)
+        for packet in read_packets(container, video):
+            for frame in packet.decode():
+                return frame
     except av.error.FFmpegError:
-        return None
+        pass
+    return None
 
 
 def read_frames(file: Path | BinaryIO, starts_s: np.ndarray, times_s: np.ndarray, options: ReadOptions) -> np.ndarray:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import av.error
+from av.container import InputContainer
 
 from omni_platform.media.container import describe
 from omni_platform.media.errors import MediaError
@@ -31,3 +33,12 @@ def native_errors(name: str, doing: str) -> Iterator[None]:
         raise MediaError("undecodable", f"{name}: {doing} failed: {describe(error)}") from None
     except Exception as error:
         raise MediaError("undecodable", f"{name}: {doing} failed ({type(error).__name__})") from None
+
+
+def read_packets(container: InputContainer, *streams: Any) -> Iterator[Any]:
+    """The packets of these streams in the order of the file, then an empty one of each, which empties its decoder."""
+    try:
+        yield from container.demux(streams)
+    except IndexError:
+        # Streams that FFmpeg finds while it reads are unknown to PyAV, whose last loop trips over them after ours.
+        return

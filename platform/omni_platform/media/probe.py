@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 from av.container import InputContainer
@@ -43,13 +43,14 @@ class ClipProbe:
         return self.audio_codec is not None
 
 
-def probe(path: str | Path, *, name: str | None = None) -> ClipProbe:
-    """Read the headers of a local file; `name` stands for it in messages (default: the file's own name).
+def probe(path: str | Path | bytes | BinaryIO, *, name: str | None = None) -> ClipProbe:
+    """Read the headers of a local file, its bytes or a file object; `name` stands for it in messages (default: the
+    file's own name).
 
     Raises `MediaError` with the reason `missing`, `container` (not media, or none that is read here), `truncated`
     (an mp4 without its index), `undecodable` or `no_video`.
     """
-    name = name or Path(path).name
+    name = name or (Path(path).name if isinstance(path, (str, Path)) else "the given media")
     with open_clip(path, name) as container:
         return read_probe(container, name)
 
@@ -57,9 +58,11 @@ def probe(path: str | Path, *, name: str | None = None) -> ClipProbe:
 class open_clip:
     """`open_media`, with FFmpeg's refusals as `MediaError`; the block itself runs outside of that translation."""
 
-    def __init__(self, source: Any, name: str) -> None:
+    def __init__(
+        self, source: str | Path | bytes | BinaryIO, name: str, *, options: dict[str, str] | None = None
+    ) -> None:
         self._source, self._name = source, name
-        self._opened = open_media(source, name=name)
+        self._opened = open_media(source, name=name, options=options)
 
     def __enter__(self) -> InputContainer:
         try:
@@ -107,11 +110,14 @@ def _declared_frames(container: InputContainer, video: Any) -> int:
     return min(declared, indexed) if indexed else declared
 
 
-def _is_mp4(source: Any) -> bool:
+def _is_mp4(source: str | Path | bytes | BinaryIO) -> bool:
     if isinstance(source, bytes):
         return source[4:8] == b"ftyp"
-    if not isinstance(source, (str, Path)):
+    try:
+        if isinstance(source, (str, Path)):
+            with open(source, "rb") as file:
+                return file.read(8)[4:] == b"ftyp"
         source.seek(0)
         return source.read(8)[4:] == b"ftyp"
-    with open(source, "rb") as file:
-        return file.read(8)[4:] == b"ftyp"
+    except OSError:
+        return False

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import av
@@ -18,7 +17,7 @@ from av.video.reformatter import VideoReformatter
 from omni_platform.media.clock import REJOINING, Clock
 from omni_platform.media.errors import MediaError
 from omni_platform.media.limits import MediaLimits
-from omni_platform.media.native import native_errors
+from omni_platform.media.native import native_errors, read_packets
 from omni_platform.media.probe import ClipProbe
 from omni_platform.media.sampling import FrameSampler
 from omni_platform.media.sound import SoundTrack
@@ -57,11 +56,14 @@ class Pass:
         self.clock = Clock(self._video.time_base, rejoins=rejoins)
         self.sound = SoundTrack(options.sample_rate_hz, rejoins=rejoins)
         self.num_frames = 0
+        self._counts_packets = info.container == "avi"
         self._first_dts: int | None = None
         self._held_back: int | None = None
         streams = [index for index in (self.video_index, self.audio_index) if index is not None]
         self.num_packets = dict.fromkeys(streams, 0)
         self.num_damaged = dict.fromkeys(streams, 0)
+        self.begins_within_edit = False
+        """Whether an edit list leaves out the first pictures."""
         self.breaks_off = False
         """Whether the file could not be read to its end."""
         self._canvas = _Canvas(options)
@@ -97,7 +99,7 @@ class Pass:
             self.sound.finish()
 
     def _packets(self, *streams: Any) -> Iterator[Any]:
-        packets = self._container.demux([stream for stream in streams if stream is not None])
+        packets = read_packets(self._container, *(stream for stream in streams if stream is not None))
         while True:
             self._options.poll()
             try:
@@ -110,8 +112,8 @@ class Pass:
                 break
             if packet.size:
                 self.num_packets[packet.stream.index] += 1
-                if self._first_dts is None and packet.stream.index == self.video_index:
-                    self._first_dts = packet.dts
+                if self.num_packets[self.video_index] == 1 and packet.stream.index == self.video_index:
+                    self._first_dts, self.begins_within_edit = packet.dts, packet.is_discard
             yield packet
         if self.breaks_off:
             # What the decoders still hold belongs to the part that could be read.
@@ -147,18 +149,20 @@ class Pass:
         limits.check_picture(frame.width, frame.height, name)
         self.num_frames += 1
         limits.check_frames(self.num_frames, name)
-        start_s = float(self.clock.place(self._stamp(frame), frame.duration))
+        start_s = self.clock.place(self._stamp(frame), frame.duration)
         limits.check_duration(start_s, name)
         return start_s
 
     def _stamp(self, frame: Any) -> int | None:
-        """The time stamp of a picture. Where the container has only those of decoding (avi), they are those of the
-        packets that brought the pictures out, late by as many as the decoder held back."""
-        if frame.pts is not None or frame.dts is None:
-            return frame.pts
+        """The time stamp of a picture. An avi has no times but the order of its packets, and FFmpeg's guess lags
+        behind the sound by as many pictures as the decoder holds back: there the first one belongs to the first packet.
+        """
+        stamp = frame.pts if frame.pts is not None else frame.dts
+        if stamp is None or not self._counts_packets:
+            return stamp
         if self._held_back is None:
-            self._held_back = frame.dts - (self._first_dts if self._first_dts is not None else frame.dts)
-        return frame.dts - self._held_back
+            self._held_back = stamp - (self._first_dts if self._first_dts is not None else stamp)
+        return stamp - self._held_back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,20 +192,22 @@ class _Canvas:
         self._options = options
         self._scaler = VideoReformatter()
         self._size: tuple[int, int] | None = None
+        self._matrix: np.ndarray | None = None
 
     def converter(self, frame: Any) -> Callable[[], np.ndarray]:
         return lambda: self._convert(frame)
 
     def _convert(self, frame: Any) -> np.ndarray:
-        if self._size is None:  # also for later pictures of other sizes: all frames of a clip have one
+        if self._size is None:  # for later pictures too, whatever theirs are: the frames of a clip have one shape
             self._size = fitting_size(frame.width, frame.height, self._options.max_pixels)
+            self._matrix = display_matrix(frame)
         width, height = self._size
         smaller = width * height < frame.width * frame.height
         with native_errors(self._options.name, "converting a picture"):
             picture = self._scaler.reformat(
                 frame, width, height, "rgb24", interpolation="AREA" if smaller else "BICUBIC", threads=1
             ).to_ndarray()
-            return upright(picture, display_matrix(frame))
+            return upright(picture, self._matrix)
 
 
 def fitting_size(width_px: int, height_px: int, max_pixels: int) -> tuple[int, int]:
@@ -239,7 +245,7 @@ def predicted_duration_s(container: InputContainer, options: ReadOptions) -> flo
     first: int | None = None
     end = 0
     try:
-        for packet in container.demux(video):
+        for packet in read_packets(container, video):
             options.poll()
             stamp = packet.pts if packet.pts is not None else packet.dts
             if stamp is None or not packet.size or packet.is_discard:
@@ -248,4 +254,5 @@ def predicted_duration_s(container: InputContainer, options: ReadOptions) -> flo
             end = max(end, stamp + (packet.duration or 0))
     except av.error.FFmpegError:
         pass  # decoding will meet it again, and says so
-    return float(Fraction(max(end - first, 0)) * video.time_base) if first is not None else 0.0
+    base = video.time_base
+    return max(end - first, 0) * base.numerator / base.denominator if first is not None else 0.0

@@ -21,7 +21,7 @@ class _Run:
     """Samples without a gap."""
 
     part: int
-    start_s: Fraction
+    start_s: float
     """The time stamp of its first sample."""
     chunks: list[np.ndarray] = field(default_factory=list)
     num_samples: int = 0
@@ -38,28 +38,26 @@ class SoundTrack:
         self._runs: list[_Run] = []
         self._resampler: av.AudioResampler | None = None
         self._kind: tuple[str, str, int] | None = None
-        self._next_s: Fraction | None = None
+        self._next_s: float | None = None
         """Where the samples taken so far lead: the time stamp that the next frame should have."""
 
     @property
     def end_s(self) -> float:
         """The time stamp at which the track ends; 0 without sound."""
-        return float(self._next_s or 0)
+        return self._next_s or 0.0
 
     @property
     def length_s(self) -> float:
         """How long the track lasts by its time stamps."""
-        return float(self._next_s - self._runs[0].start_s) if self._runs and self._next_s is not None else 0.0
+        return self._next_s - self._runs[0].start_s if self._runs and self._next_s is not None else 0.0
 
     def add(self, frame: av.AudioFrame) -> None:
         """The next decoded frame of the track, in the order of the file."""
         if frame.samples <= 0 or frame.sample_rate <= 0:
             return
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-        stamp_s = self._next_s
-        if frame.pts is not None and frame.time_base is not None:
-            stamp_s = frame.pts * frame.time_base
-        stamp_s = stamp_s if stamp_s is not None else Fraction(0)
+        stamp_s = frame.time if frame.pts is not None else self._next_s
+        stamp_s = stamp_s if stamp_s is not None else 0.0
         expected_s = self._next_s if self._next_s is not None else stamp_s
         if kind != self._kind or abs(stamp_s - expected_s) > _TEAR_S:
             self._start_run(stamp_s, expected_s)
@@ -68,7 +66,7 @@ class SoundTrack:
         # The resampler compares stamps of its own; ours say where a run begins.
         frame.pts = None
         self._take(self._resampler.resample(frame))
-        self._next_s = expected_s + Fraction(frame.samples, frame.sample_rate)
+        self._next_s = expected_s + frame.samples / frame.sample_rate
 
     def finish(self) -> None:
         """No more frames: empty the resampler."""
@@ -82,14 +80,14 @@ class SoundTrack:
         `joints` are those of the pictures' clock: the sound of a part lies as its stamps do to those of its pictures.
         """
         wave = np.zeros(round(duration_s * self._rate_hz), np.float32)
-        heard, end_s = False, Fraction(0)
+        heard, end_s = False, 0.0
         for i, run in enumerate(self._runs):
             if run.part < len(joints):
                 stamp_s, place_s = joints[run.part]
-                start_s = run.start_s - stamp_s + place_s
+                start_s = run.start_s - float(stamp_s - place_s)
             else:  # the pictures have no such joint: the sound goes on where it was
-                start_s = end_s if i else Fraction(0)
-            end_s = start_s + Fraction(run.num_samples, self._rate_hz)
+                start_s = end_s if i else 0.0
+            end_s = start_s + run.num_samples / self._rate_hz
             cursor = round(start_s * self._rate_hz)
             for chunk in run.chunks:
                 first, last = max(cursor, 0), min(cursor + len(chunk), len(wave))
@@ -99,7 +97,7 @@ class SoundTrack:
                 cursor += len(chunk)
         return wave if heard else None
 
-    def _start_run(self, stamp_s: Fraction, expected_s: Fraction) -> None:
+    def _start_run(self, stamp_s: float, expected_s: float) -> None:
         self.finish()
         self._resampler = av.AudioResampler(format="s16", layout="mono", rate=self._rate_hz)
         jump = stamp_s - expected_s
