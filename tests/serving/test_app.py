@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import contextlib
 import http.client
 import inspect
 import json
-import os
-import signal
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
@@ -20,8 +16,6 @@ from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import write_mp4
 from omni_serving.app import build_app
 from omni_serving.config import ServeConfig
-from omni_serving.decoding import DecodePool
-from omni_serving.errors import RequestError
 
 JSON = {"Content-Type": "application/json"}
 
@@ -214,28 +208,6 @@ def test_wrong_routes_are_answered_in_the_same_shape(server) -> None:
     assert (status, reply["error"]["code"]) == (400, "invalid_json")
     status, document = server.get("/openapi.json")
     assert status == 200 and "/v1/chat/completions" in document["paths"]
-
-
-def test_a_decoder_that_hangs_or_dies_is_replaced(local_ray, film) -> None:
-    config = ServeConfig(model="m", allowed_media_dirs=(str(film.folder),), decode_workers=1, decode_deadline_s=4.0)
-
-    async def scenario() -> list[str]:
-        pool, codes = DecodePool(config, fps=2.0, max_frames=16), []
-        await pool.start()
-        for blow in (signal.SIGSTOP, signal.SIGKILL):
-            assert (await pool.clip("clip.mp4", client="a")).has_audio
-            [decoder] = pool._idle._queue  # type: ignore[attr-defined]
-            pid = await decoder.ready.remote()
-            os.kill(pid, blow)
-            with pytest.raises(RequestError) as caught:
-                await pool.clip("clip.mp4", client="a")
-            codes.append(caught.value.code)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        assert (await pool.clip("clip.mp4", client="a")).has_audio
-        return codes
-
-    assert asyncio.run(scenario()) == ["media_deadline", "media_undecodable"]
 
 
 def test_the_arguments_of_a_ray_service_are_the_config() -> None:

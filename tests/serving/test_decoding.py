@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import tempfile
 import time
@@ -74,6 +75,23 @@ def test_a_clip_over_its_time_is_refused(film, endless) -> None:
         "the video cannot be used (deadline): the video was not decoded within 0.3 s; "
         "send it shorter or at a lower resolution"
     )
+
+
+def test_a_decoder_that_hangs_is_replaced(film) -> None:
+    async def run() -> RequestError:
+        pool = DecodePool(config_for(film, decode_deadline_s=1.0), fps=2.0, max_frames=16)
+        try:
+            await pool.start()
+            os.kill(_pid(pool), signal.SIGSTOP)
+            with pytest.raises(RequestError) as caught:
+                await pool.clip(str(film.clip), client="a")
+            object.__setattr__(pool._config, "decode_deadline_s", 30.0)
+            assert (await pool.clip(str(film.clip), client="a")).has_audio
+        finally:
+            pool.close()
+        return caught.value
+
+    assert asyncio.run(run()).code == "media_deadline"
 
 
 def test_slow_hosts_hold_no_decoder_and_not_all_fetches(film, monkeypatch, tmp_path) -> None:
