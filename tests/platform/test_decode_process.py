@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from omni_platform.media.decode import decode_clip
-from omni_platform.media.decode_process import DecodeProcess
+from omni_platform.media.decode_process import DecodeProcess, _report_layers
 from omni_platform.media.errors import MediaError
 
 
@@ -157,6 +157,13 @@ def test_a_captured_process_reaches_nothing(captured, attack, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["private"]
 
 
+def test_the_log_says_once_what_the_sandbox_leaves_open(caplog):
+    for layers in (("limits", "landlock"), ("limits", "landlock")):
+        _report_layers(layers)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "would reach the network on this machine (layers of the sandbox: limits, landlock)" in caplog.text
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
 def test_a_captured_process_reaches_no_address(captured):
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -167,7 +174,7 @@ def test_a_captured_process_reaches_no_address(captured):
 def test_the_child_does_not_outlive_a_parent_that_is_killed(film):
     program = (
         "import sys\n"
-        "from omni_platform.media.decode_process import DecodeProcess\n"
+        "from omni_platform.media.decode_process import DecodeProcess, _report_layers\n"
         "decoder = DecodeProcess(child='hostile_child')\n"
         "decoder.start()\n"
         "print(decoder._child.pid, flush=True)\n"

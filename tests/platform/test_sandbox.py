@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from omni_platform.media.sandbox import SANDBOX_LAYERS
+from omni_platform.media.sandbox import SANDBOX_LAYERS, exposed_by
 from omni_platform.media.syscall_filter import _FORBIDDEN, _program
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
@@ -113,6 +113,12 @@ def test_each_layer_alone_stops_its_part(attempt, layer, stopped):
 
 def test_all_layers_together_leave_memory_and_threads(attempt):
     assert attempt(*SANDBOX_LAYERS) == {"read", "write", "connect", "run", "fork", "memory"}
+
+
+def test_what_is_left_open_is_named():
+    assert exposed_by(SANDBOX_LAYERS) == exposed_by(("limits", "privileges", "syscalls")) == []
+    assert exposed_by(("limits", "landlock")) == ["the network"]
+    assert exposed_by(()) == ["files", "the network", "all memory"]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root has rights to give up")

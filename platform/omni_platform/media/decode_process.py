@@ -27,7 +27,7 @@ from omni_platform.media.decode import DecodedClip
 from omni_platform.media.decode_channel import Channel, ChannelError
 from omni_platform.media.decode_child import BEGUN, CANCEL
 from omni_platform.media.errors import MediaError
-from omni_platform.media.sandbox import SANDBOX_LAYERS
+from omni_platform.media.sandbox import exposed_by
 
 logger = logging.getLogger(__name__)
 
@@ -228,15 +228,15 @@ def _environment() -> dict[str, str]:
 
 
 def _report_layers(layers: tuple[str, ...]) -> None:
-    """Say once what the sandbox consists of here; a warning where something is missing."""
+    """Say once what the sandbox consists of here; a warning where something is left open."""
     if layers in _reported_layers:
         return
     _reported_layers.add(layers)
-    if missing := [layer for layer in SANDBOX_LAYERS if layer not in layers]:
+    if exposed := exposed_by(layers):
         logger.warning(
-            "clips are decoded without these layers of the sandbox: %s (it has %s); Linux 6.7 or newer has all",
-            ", ".join(missing),
-            ", ".join(layers) or "none",
+            "a clip that takes over its decoder would reach %s on this machine (layers of the sandbox: %s); decode "
+            "clips from strangers on Linux 5.13 or newer, where containers may use seccomp and Landlock",
+            *(" and ".join(exposed), ", ".join(layers) or "none"),
         )
     else:
         logger.info("clips are decoded in a sandbox: %s", ", ".join(layers))
