@@ -35,6 +35,7 @@ class DecodePool:
     def __init__(self, config: ServeConfig, *, fps: float, max_frames: int) -> None:
         self._config = config
         self._options: dict[str, Any] = {
+            "decoder": "pyav",  # the only one for files from strangers
             "fps": fps,
             "max_frames": max_frames,
             "max_duration_s": config.max_duration_s,
