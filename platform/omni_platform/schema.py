@@ -122,7 +122,7 @@ class Quarantined:
     stage: str
     """The stage that refused it: `manifest`, `decode`, `layout` or `anchors`."""
     reason: str
-    """A short stable word for counting, such as `missing`, `no_audio`, `undecodable`, `deadline`, `too_long`."""
+    """A short stable word for counting, such as `missing`, `no_audio`, `container`, `undecodable`, `too_long`."""
     detail: str
     """What went wrong, in words that name the file and the field."""
 

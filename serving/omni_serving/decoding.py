@@ -1,104 +1,144 @@
-"""Decoding beside the model, in processes that can be killed.
+"""Fetching and decoding clips beside the model, each with its own slots.
 
-A clip from outside can make a codec hang or crash. Neither may take the model with it, and a thread cannot
-be stopped: so each replica has a few small Ray actors on its own node, and one that does not come back is
-replaced.
+A clip from outside can make a codec hang or crash, and a host can send a byte a second. Neither may hold up the
+model or other clips: decoders are processes of their own (`omni_platform.media.decode_process`), files are fetched
+before they take a decoder, and clients take turns at both.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-from typing import TYPE_CHECKING, Any
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 
-import ray
-from ray.exceptions import RayActorError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
+from omni_platform.media.decode import DecodedClip
+from omni_platform.media.decode_process import DecodeProcess
+from omni_platform.media.errors import MediaError
+from omni_platform.media.limits import MediaLimits
 from omni_serving.config import ServeConfig
-from omni_serving.errors import RequestError
+from omni_serving.inputs import explain, is_http, open_file
+from omni_serving.remote import check_url, fetch
+from omni_serving.turns import Turns
 
-if TYPE_CHECKING:
-    from omni_platform.media.decode import DecodedClip
+_NAME = "the video"
+"""What messages call a clip: a client has no use for the server's own paths."""
 
-_CRASHED = "reading the video crashed the decoder; check that the file plays, and encode it again"
+T = TypeVar("T")
 
 
 class DecodePool:
-    """`decode_workers` decoders of one replica; a request holds one while its clip is fetched and decoded."""
+    """`decode_workers` decoders and `fetch_workers` fetches of one replica. Lives on one event loop."""
 
     def __init__(self, config: ServeConfig, *, fps: float, max_frames: int) -> None:
-        self._config, self._fps, self._max_frames = config, fps, max_frames
-        self._idle: asyncio.Queue[Any] = asyncio.Queue()
-        self._starting: set[asyncio.Task[None]] = set()
+        self._config = config
+        self._options: dict[str, Any] = {
+            "decoder": "pyav",  # the only one for files from strangers
+            "fps": fps,
+            "max_frames": max_frames,
+            "max_duration_s": config.max_duration_s,
+            "limits": MediaLimits(max_coded_pixels=config.max_picture_pixels),
+        }
+        self._idle = [DecodeProcess(memory_bytes=config.decode_memory_bytes) for _ in range(config.decode_workers)]
+        self._decode_turns = Turns(config.decode_workers)
+        # A slow host holds a slot for long: one client never holds them all.
+        self._fetch_turns = Turns(config.fetch_workers, per_client=max(1, config.fetch_workers // 2))
+        self._decode_threads = ThreadPoolExecutor(config.decode_workers, thread_name_prefix="decode")
+        self._fetch_threads = ThreadPoolExecutor(config.fetch_workers, thread_name_prefix="fetch")
+        self._closing = threading.Event()
 
     async def start(self) -> None:
         """Start the decoders and wait until all are ready."""
-        await asyncio.gather(*(self._add() for _ in range(self._config.decode_workers)))
+        loop = asyncio.get_running_loop()
+        starts = [loop.run_in_executor(self._decode_threads, decoder.start) for decoder in self._idle]
+        await asyncio.gather(*starts)
 
-    async def clip(self, url: str) -> DecodedClip:
-        """The clip at `url`; `RequestError` where it cannot be had within the limits and the deadline."""
-        decoder = await self._idle.get()
-        came_back = False
+    async def clip(self, source: Path | str, *, client: str) -> DecodedClip:
+        """The clip in a file (`Path`: this server's own copy) or at the address that a request gives (`str`).
+
+        Cancelling ends the work between two frames; the decoder lives on. `client` tells clients apart, who take
+        turns. Raises `RequestError` where the clip cannot be had within the limits and the deadlines.
+        """
+        if isinstance(source, Path):
+            # Opened before it waits: whoever made the file may remove it when the request is given up.
+            return await self._decode(source.open("rb", buffering=0), client)
+        url, config = source.strip(), self._config
+        if is_http(url):
+            check_url(url, config)  # before it waits for a turn
+
+        def fetch_it(should_stop: Callable[[], bool]) -> BinaryIO:
+            # A file in a folder may lie on a disk far away: opening it is fetching too.
+            return fetch(url, config, should_stop=should_stop) if is_http(url) else open_file(url, config)
+
+        return await self._decode(await self._in_turn(self._fetch_turns, self._fetch_threads, client, fetch_it), client)
+
+    def close(self) -> None:
+        """End the decoders and give up what is being fetched or decoded."""
+        self._closing.set()
+        self._decode_threads.shutdown()
+        self._fetch_threads.shutdown()
+        for decoder in self._idle:
+            decoder.close()
+
+    async def _decode(self, file: BinaryIO, client: str) -> DecodedClip:
+        """Decode an open file, and close it when the decoder has it no longer."""
+
+        def decode_it(should_stop: Callable[[], bool]) -> DecodedClip:
+            decoder = self._idle.pop()
+            try:
+                return decoder.decode(
+                    file,
+                    name=_NAME,
+                    deadline_s=self._config.decode_deadline_s,
+                    cpu_s=self._config.decode_cpu_s,
+                    should_stop=should_stop,
+                    **self._options,
+                )
+            finally:
+                self._idle.append(decoder)
+                file.close()
+
         try:
-            # Waiting for a free decoder does not count: that is the server's fault, not the clip's.
-            clip = await asyncio.wait_for(decoder.clip.remote(url), self._deadline_s(url))
-            came_back = True
-        except TimeoutError:
-            raise self._too_slow() from None
-        except RayActorError:
-            raise RequestError(_CRASHED, code="media_undecodable", param="messages") from None
-        finally:
-            self._give_back(decoder, came_back)
-        if isinstance(clip, RequestError):
-            raise clip
-        return clip
+            return await self._in_turn(
+                self._decode_turns, self._decode_threads, client, decode_it, on_skipped=file.close
+            )
+        except MediaError as error:
+            raise explain(error) from None
 
-    def _deadline_s(self, url: str) -> float:
-        over_http = url.strip().lower().startswith("http")
-        return self._config.decode_deadline_s + (self._config.fetch_timeout_s if over_http else 0.0)
+    async def _in_turn(
+        self,
+        turns: Turns,
+        threads: ThreadPoolExecutor,
+        client: str,
+        work: Callable[[Callable[[], bool]], T],
+        *,
+        on_skipped: Callable[[], None] = lambda: None,
+    ) -> T:
+        """Run blocking work in a thread when it is the client's turn.
 
-    def _too_slow(self) -> RequestError:
-        return RequestError(
-            f"decoding the video took longer than {self._config.decode_deadline_s:g} s; send it shorter "
-            "or at a lower resolution",
-            code="media_deadline",
-            param="messages",
-        )
-
-    def _give_back(self, decoder: Any, came_back: bool) -> None:
-        if came_back:
-            self._idle.put_nowait(decoder)
-            return
-        # Late, crashed, or still at work for a client that has gone: a fresh one is clean in every case.
-        ray.kill(decoder)
-        task = asyncio.create_task(self._add())
-        self._starting.add(task)  # the loop itself holds tasks weakly
-        task.add_done_callback(self._starting.discard)
-
-    async def _add(self) -> None:
-        here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Decoder)
-        decoder = actor.remote(self._config, self._fps, self._max_frames)
-        await decoder.ready.remote()
-        self._idle.put_nowait(decoder)
-
-
-class _Decoder:
-    """The actor: one clip at a time."""
-
-    def __init__(self, config: ServeConfig, fps: float, max_frames: int) -> None:
-        # Here and not above: codecs are for the decoders' processes only.
-        from omni_serving.inputs import fetch_clip
-
-        self._fetch = lambda url: fetch_clip(url, config, fps=fps, max_frames=max_frames)
-
-    def ready(self) -> int:
-        """The process id, once the decoder can work."""
-        return os.getpid()
-
-    def clip(self, url: str) -> DecodedClip | RequestError:
+        The slot is free again when the work has ended, which after a cancellation is a little later. Work that
+        never began is `on_skipped`.
+        """
         try:
-            return self._fetch(url)
-        except RequestError as error:
-            return error  # an answer to the client, and no fault of the actor
+            await turns.take(client)
+        except BaseException:
+            on_skipped()
+            raise
+        gone = threading.Event()
+        loop = asyncio.get_running_loop()
+        running = loop.run_in_executor(threads, work, lambda: gone.is_set() or self._closing.is_set())
+        running.add_done_callback(lambda _: turns.give_back(client))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            gone.set()
+            running.add_done_callback(_drop)
+            raise
+
+
+def _drop(running: asyncio.Future[Any]) -> None:
+    """Take the result of work that nobody waits for: a file is closed, an error is not reported as unseen."""
+    if not running.cancelled() and running.exception() is None and hasattr(running.result(), "close"):
+        running.result().close()

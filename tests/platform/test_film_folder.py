@@ -42,7 +42,7 @@ def test_the_film_has_the_wanted_clips_questions_and_broken_clips(film):
     bad = {Path(s.clip_uri).stem.split("-")[2]: s for s in manifest.samples if s not in good}
     assert set(bad) == {"missing", "truncated", "mute", "junk"}
     assert not probe(bad["mute"].clip_uri).has_audio
-    for fault, reason in (("missing", "missing"), ("truncated", "truncated"), ("junk", "undecodable")):
+    for fault, reason in (("missing", "missing"), ("truncated", "truncated"), ("junk", "container")):
         with pytest.raises(MediaError) as error:
             decode_clip(bad[fault].clip_uri)
         assert error.value.reason == reason
@@ -96,7 +96,7 @@ def test_a_film_of_synchrony_shows_its_flashes_and_asks_when_they_were(tmp_path)
             reasons.append("mute" if not decode_clip(sample.clip_uri, fps=25.0).has_audio else "whole")
         except MediaError as error:
             reasons.append(error.reason)
-    assert reasons == ["missing", "truncated", "mute", "undecodable"]
+    assert reasons == ["missing", "truncated", "mute", "container"]
 
 
 def test_noise_reaches_the_files(tmp_path):

@@ -66,12 +66,12 @@ def test_every_row_comes_out_or_is_quarantined_with_its_reason(wild, tmp_path, s
     assert len(clip_of_refused) == 5 and {row.stage for row in clip_of_refused} == {"anchors"}
     counts = result.card.counts
     assert counts["rows_in"] == len(wild.read_text().splitlines()) == counts["samples"] + counts["quarantined"]
-    expected = {"missing", "truncated", "no_audio", "undecodable", "deadline", "segment_outside", "invalid"}
+    expected = {"missing", "truncated", "no_audio", "container", "unreadable", "segment_outside", "invalid"}
     assert {key.partition(".")[2]: n for key, n in counts.items() if "." in key} == {
         **dict.fromkeys(expected, 1),
         "not_encodable": 5,
     }
-    assert reasons["endless"].reason == "deadline" and "endless.mp4" in reasons["endless"].detail
+    assert reasons["endless"].detail.endswith("/endless.mp4 is not a file")
     assert reasons["outside"].reason == "segment_outside"
     assert "made in" in result.summary and "1 missing" in result.summary and not result.reused
 

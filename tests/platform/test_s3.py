@@ -225,7 +225,7 @@ def test_the_film_is_preprocessed_from_and_to_the_store(bucket, request, stub_en
     result = preprocess(job, partial(stub_encoder))
     assert (result.card.counts["samples"], result.card.counts["quarantined"]) == (12, 4)
     reasons = {row.reason: row.detail for row in read_quarantine(result.folder)}
-    assert set(reasons) == {"missing", "truncated", "no_audio", "undecodable"}
+    assert set(reasons) == {"missing", "truncated", "no_audio", "container"}
     assert f"{bucket}/film/clips/film-0-missing-000.mp4" in reasons["missing"]
     assert preprocess(job, partial(stub_encoder)).reused
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
+import asyncio
 import functools
 import http.server
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from omni_platform.media.decode import decode_clip
 from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import write_mp4
 from omni_serving.config import ServeConfig
+from omni_serving.decoding import DecodePool
 from omni_serving.errors import RequestError
-from omni_serving.inputs import fetch_clip
 
 
 def config_for(film, **changes) -> ServeConfig:
@@ -26,7 +26,20 @@ def config_for(film, **changes) -> ServeConfig:
 
 
 def fetch(url, config):
-    return fetch_clip(str(url), config, fps=2.0, max_frames=16)
+    """As a request does: through a pool of decoders of its own."""
+
+    async def one_clip():
+        pool = DecodePool(config, fps=2.0, max_frames=16)
+        try:
+            return await pool.clip(url if isinstance(url, Uploaded) else str(url), client="a")
+        finally:
+            pool.close()
+
+    return asyncio.run(one_clip())
+
+
+class Uploaded(type(Path())):
+    """A file that this server wrote itself."""
 
 
 def refusal(url, config) -> RequestError:
@@ -35,15 +48,21 @@ def refusal(url, config) -> RequestError:
     return caught.value
 
 
-def as_uri(data: bytes) -> str:
-    return "data:video/mp4;base64," + base64.b64encode(data).decode()
+@pytest.fixture
+def upload(tmp_path) -> Callable[[bytes], Uploaded]:
+    def write(data: bytes) -> Uploaded:
+        path = Uploaded(tmp_path / "upload")
+        path.write_bytes(data)
+        return path
+
+    return write
 
 
-def test_every_way_to_name_a_clip_gives_the_one_decoders_frames_and_sound(film) -> None:
+def test_every_way_to_name_a_clip_gives_the_one_decoders_frames_and_sound(film, upload) -> None:
     expected = decode_clip(film.clip, fps=2.0, max_frames=16)
     quoted = film.folder / "a clip.mp4"
     quoted.write_bytes(film.clip.read_bytes())
-    ways = [film.clip, film.clip.as_uri(), quoted.as_uri(), "clip.mp4", as_uri(film.clip.read_bytes())]
+    ways = [film.clip, film.clip.as_uri(), quoted.as_uri(), "clip.mp4", upload(film.clip.read_bytes())]
     for url in ways:
         clip = fetch(url, config_for(film))
         assert (clip.frames == expected.frames).all()
@@ -102,23 +121,6 @@ def test_without_allowed_folders_no_file_is_opened(film) -> None:
     assert "data:" in problem.message
 
 
-def test_data_uris_that_are_none(film) -> None:
-    config = config_for(film)
-    assert refusal("data:video/mp4;base64,@@@@", config).code == "bad_base64"
-    assert refusal("data:video/mp4;base64,AAA", config).code == "bad_base64"
-    assert refusal("data:video/mp4,plain", config).code == "bad_data_uri"
-    assert refusal("data:video/mp4;base64", config).code == "bad_data_uri"
-    assert refusal("data:video/mp4;base64,", config).code == "bad_data_uri"
-
-
-def test_the_size_of_a_data_uri_is_checked_before_it_is_decoded(film) -> None:
-    # Not base64 at all: only a check that comes before the decoding can say 413.
-    problem = refusal("data:video/mp4;base64," + "@" * 4000, config_for(film, max_video_bytes=2000))
-    assert (problem.status, problem.code) == (413, "media_too_large")
-    exact = config_for(film, max_video_bytes=film.clip.stat().st_size)
-    assert fetch(as_uri(film.clip.read_bytes()), exact).has_audio
-
-
 def test_a_file_that_is_too_large_is_refused(film) -> None:
     problem = refusal(film.clip, config_for(film, max_video_bytes=film.clip.stat().st_size - 1))
     assert (problem.status, problem.code) == (413, "media_too_large")
@@ -130,7 +132,13 @@ def test_a_clip_that_is_too_long_is_refused(film) -> None:
     assert "6.0 s" in problem.message and "5.5 s" in problem.message
 
 
-def test_broken_media_is_explained(film) -> None:
+def test_pictures_that_are_too_large_are_refused_by_the_header(film) -> None:
+    problem = refusal(film.clip, config_for(film, max_picture_pixels=1000))
+    assert (problem.status, problem.code) == (413, "media_too_large")
+    assert problem.message.endswith("allowed are 1000; scale it down")
+
+
+def test_broken_media_is_explained(film, upload) -> None:
     whole = film.clip.read_bytes()
     cases = {
         b"this is no video": "media_container",
@@ -139,18 +147,19 @@ def test_broken_media_is_explained(film) -> None:
         whole[:40] + bytes(len(whole) - 40): "media_truncated",
     }
     for data, code in cases.items():
-        problem = refusal(as_uri(data), config_for(film))
+        problem = refusal(upload(data), config_for(film))
         assert (problem.status, problem.code) == (400, code)
         assert "check that the file plays" in problem.message
+        assert "the video" in problem.message and "/" not in problem.message
 
 
-def test_a_play_list_is_refused_before_a_codec_library_opens_it(film, tmp_path) -> None:
+def test_a_play_list_is_refused_before_a_codec_library_opens_it(film, tmp_path, upload) -> None:
     secret = tmp_path / "secret.mp4"
     secret.write_bytes(film.clip.read_bytes())
     hls = f"#EXTM3U\n#EXT-X-TARGETDURATION:6\n#EXTINF:6,\nfile://{secret}\n#EXT-X-ENDLIST\n"
     concat = f"ffconcat version 1.0\nfile '{secret}'\n"
     for text in (hls, concat):
-        assert refusal(as_uri(text.encode()), config_for(film)).code == "media_container"
+        assert refusal(upload(text.encode()), config_for(film)).code == "media_container"
 
 
 def test_a_mute_clip_is_answered_without_sound(film, tmp_path) -> None:

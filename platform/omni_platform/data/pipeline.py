@@ -27,12 +27,15 @@ from omni_platform.data.manifest import ManifestRead, read_manifest
 from omni_platform.data.parts import KINDS, keep_whole_parts, read_column, write_table
 from omni_platform.data.quarantine import read_quarantine, refuse_share, to_table
 from omni_platform.data.stages import ENCODER_NOTE, EncodeClips, decode_rows, input_tables
-from omni_platform.media.decode import DECODE_VERSION, MAX_PIXELS
+from omni_platform.media.decode import DECODE_VERSION, MAX_PIXELS, Decoder
 from omni_platform.schema import SCHEMA_VERSION
 from omni_platform.staging import staged_output
 
 logger = logging.getLogger(__name__)
-_SAME_CONTENT = ("overwrite_output_dir", "output_dir", "manifest", "clips_per_part", "memory_mb_per_decode")
+_SAME_CONTENT = (
+    *("overwrite_output_dir", "output_dir", "manifest", "clips_per_part", "memory_mb_per_decode"),
+    "decoder",  # decord is taken only where it gives the same bytes
+)
 """Fields that do not change what is written (and the manifest, whose content is fingerprinted instead)."""
 
 
@@ -52,6 +55,9 @@ class PreprocessConfig:
     """At most so many frames per clip; longer clips are sampled more slowly."""
     decode_max_pixels: int = MAX_PIXELS
     """Pictures with more pixels are scaled down by the decoder; the encoder then brings them to its own size."""
+    decoder: Decoder = "auto"
+    """What decodes the pictures: "auto" takes decord for files on which it gives the same frames as PyAV, and PyAV for
+    all others; "pyav" takes PyAV for all, and is the choice for clips from strangers; "decord" refuses them."""
     use_audio_in_video: bool = True
     """Decode the sound of the clips. Off, every clip is mute: only rows with needs_audio false are used."""
     max_length: Count = 32768
@@ -234,6 +240,7 @@ def _decode_options(config: PreprocessConfig) -> dict[str, Any]:
         "max_pixels": config.decode_max_pixels,
         "max_duration_s": config.max_clip_duration_s,
         "use_audio": config.use_audio_in_video,
+        "decoder": config.decoder,
     }
 
 

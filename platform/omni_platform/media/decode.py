@@ -1,37 +1,42 @@
-"""The one decoder of the house: a file becomes sampled frames and a waveform, the same way everywhere.
+"""The one entry to decoding: a file becomes sampled frames and a waveform, the same way everywhere.
 
-Preprocessing, evaluation and serving all call `decode_clip`, so that a model meets in use what it met in
-training. decord gives exact frames by index; PyAV gives sound (decord's audio reader never frees its memory).
+Preprocessing, evaluation and serving all call `decode_clip`, so that a model meets in use what it met in training.
+PyAV is the reference (`pyav_frames`); decord (`decord_frames`) stands behind the same entry for files on which it
+gives the same bytes.
 """
 
 # Shapes in names: F = sampled frames, H, W = picture in pixels, N = audio samples.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal, get_args
 
-import av
-import av.error
-import decord
 import numpy as np
 
 from omni_platform import storage
-from omni_platform.media.probe import ClipProbe, MediaError, probe
+from omni_platform.media import decord_frames
+from omni_platform.media.clip_source import name_of
+from omni_platform.media.clock import REJOINING
+from omni_platform.media.edits import start_within_picture_s
+from omni_platform.media.errors import MediaError
+from omni_platform.media.limits import DEFAULT_LIMITS, MediaLimits
+from omni_platform.media.probe import ClipProbe, open_clip, read_probe
+from omni_platform.media.pyav_frames import Pass, ReadOptions, predicted_duration_s
+from omni_platform.media.sampling import FrameSampler, sample_times
 
-decord.logging.set_level(decord.logging.QUIET)
+__all__ = ["DECODE_VERSION", "DecodedClip", "Decoder", "MediaError", "MediaLimits", "decode_clip", "sample_times"]
 
-DECODE_VERSION = 1
+DECODE_VERSION = 2
 """Goes up whenever the same file would give other frames or sound; outputs of other versions are remade."""
 SAMPLE_RATE_HZ = 16_000
 MAX_PIXELS = 1280 * 720
-_CHUNK = 8
+Decoder = Literal["auto", "pyav", "decord"]
 _DAMAGED_SHARE = 0.02
-_DECORD_ERRORS = (RuntimeError, AssertionError, decord.DECORDError, decord.DECORDLimitReachedError)
+_MAX_PASSES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +62,19 @@ class DecodedClip:
         return self.waveform is None or float(np.abs(self.waveform).max(initial=0.0)) < 1e-4
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """A clip to decode, and how."""
+
+    file: Path | bytes | BinaryIO
+    fps: float
+    max_frames: int
+    max_duration_s: float | None
+    read: ReadOptions
+
+
 def decode_clip(
-    source: str | Path | bytes,
+    source: str | Path | bytes | BinaryIO,
     *,
     fps: float = 2.0,
     max_frames: int = 256,
@@ -66,174 +82,185 @@ def decode_clip(
     max_pixels: int = MAX_PIXELS,
     max_duration_s: float | None = None,
     use_audio: bool = True,
+    decoder: Decoder = "pyav",
+    limits: MediaLimits = DEFAULT_LIMITS,
+    should_stop: Callable[[], bool] | None = None,
+    name: str | None = None,
 ) -> DecodedClip:
-    """Decode a file (path, URI or its bytes) at `fps` frames per second, fewer where `max_frames` binds.
+    """Decode a file at `fps` frames per second, fewer where `max_frames` binds.
+
+    `source` is a path, a URI, the file's bytes or a seekable binary file object.
 
     Frames come in pairs (a temporal patch of a vision encoder): the number of frames is the even number
     nearest to duration x fps, and a time past the end shows the last frame. Pictures above `max_pixels` are
-    scaled down. Time zero is the first picture; sound is cut or padded to the pictures.
+    scaled down while they are decoded. Time zero is the first picture; sound lies where its time stamps say,
+    silent where there is none, and is cut or padded to the pictures.
 
-    Raises `MediaError`: `missing`, `undecodable`, `truncated`, `no_video`, `too_long`. A clip without sound
-    is no error here.
+    `decoder` "auto" takes decord for files on which it gives the same frames, "decord" refuses all others, and
+    "pyav" never does: the only choice for files from strangers. Plain bytes always go to PyAV. `should_stop` is asked
+    between pictures. `name` stands for the clip in messages (default: the file's own name, without folders).
+
+    Raises `MediaError`: `missing`, `unreadable`, `container`, `undecodable`, `truncated`, `no_video`, `too_long`,
+    `too_large`, `cancelled`, `not_exact` (decoder "decord"). A clip without sound is no error here.
     """
     if fps <= 0 or max_frames < 2:
         raise ValueError(f"fps must be positive and max_frames at least 2, got {fps} and {max_frames}")
-    with _as_file(source) as (path, name):
-        info = probe(path, name=name)
-        _refuse_long(info.duration_s, max_duration_s, name)
-        try:
-            reader = _open_video(path, info)
-            starts_s, end_s = _frame_times(reader)
-            duration_s = end_s - float(starts_s[0])
-            _refuse_long(duration_s, max_duration_s, name)
-            times_s, sample_fps = sample_times(duration_s, fps=fps, max_frames=max_frames)
-            frames = _read_frames(reader, starts_s - starts_s[0], times_s, max_pixels)
-        except _DECORD_ERRORS as error:
-            raise _why_undecodable(path, info, error, name) from None
-        waveform, audio_end_s = None, 0.0
-        if info.has_audio and use_audio:
-            waveform, audio_end_s = _read_audio(path, info.start_s, duration_s, sample_rate_hz, name)
-    unread = info.has_audio and not use_audio  # the sound may be what lasts as long as the header says
-    reached_s = info.duration_s if unread else info.start_s + max(duration_s, audio_end_s)
-    _refuse_truncated(info, len(starts_s), reached_s, name)
-    return DecodedClip(frames=frames, sample_fps=sample_fps, waveform=waveform, duration_s=duration_s)
-
-
-def sample_times(duration_s: float, *, fps: float, max_frames: int) -> tuple[np.ndarray, float]:
-    """Times of the sampled frames (seconds, an even number of them), and their true rate."""
-    wanted = max(2, 2 * round(duration_s * fps / 2))
-    allowed = max_frames - max_frames % 2
-    if wanted > allowed:
-        wanted, fps = allowed, allowed / duration_s
-    return np.arange(wanted) / fps, fps
+    if decoder not in get_args(Decoder):
+        raise ValueError(f"decoder is one of {', '.join(get_args(Decoder))}; got {decoder!r}")
+    if name is None:
+        name = name_of(source)
+    read = ReadOptions(
+        name=name,
+        limits=limits,
+        max_pixels=max_pixels,
+        sample_rate_hz=sample_rate_hz,
+        use_audio=use_audio,
+        should_stop=should_stop,
+    )
+    with _as_file(source, name) as file:
+        job = _Job(file=file, fps=fps, max_frames=max_frames, max_duration_s=max_duration_s, read=read)
+        if decoder == "pyav" or isinstance(file, bytes):
+            return _with_pyav(job)
+        clip, reason = _with_decord(job, file)
+        if clip is None and decoder == "decord":
+            raise MediaError("not_exact", f"{name}: decord may give other frames, as {reason}; use decoder auto")
+        return clip if clip is not None else _with_pyav(job)
 
 
 @contextmanager
-def _as_file(source: str | Path | bytes) -> Iterator[tuple[Path, str]]:
-    """A local file with the clip's content, and the name it goes by in messages."""
-    if isinstance(source, bytes):
-        with tempfile.NamedTemporaryFile(prefix="clip-") as file:
-            file.write(source)
-            file.flush()
-            yield Path(file.name), f"the given media ({len(source)} bytes)"
+def _as_file(source: str | Path | bytes | BinaryIO, name: str) -> Iterator[Path | bytes | BinaryIO]:
+    """A local file with the clip's content, or what is open already."""
+    if not isinstance(source, (str, Path)):
+        yield source
         return
     try:
         with storage.local_copy(source) as path:
-            yield path, str(source)
+            yield path
     except FileNotFoundError:
-        raise MediaError("missing", f"{source} does not exist") from None
+        raise MediaError("missing", f"{name} does not exist") from None
 
 
-def _refuse_long(duration_s: float, max_duration_s: float | None, name: str) -> None:
-    if max_duration_s is not None and duration_s > max_duration_s:
-        raise MediaError("too_long", f"{name} lasts {duration_s:.1f} s, allowed are {max_duration_s:g} s")
+def _checked_probe(container: Any, job: _Job) -> ClipProbe:
+    """What the headers say, held against the limits before anything is decoded."""
+    limits, name = job.read.limits, job.read.name
+    info = read_probe(container, name)
+    limits.check_picture(info.width_px, info.height_px, name)
+    limits.check_frames(info.num_frames, name)
+    if job.read.use_audio:
+        limits.check_sound(info.audio_sample_rate_hz or 0, info.audio_channels or 0, name)
+    _check_duration(info.duration_s, job)
+    return info
 
 
-def _open_video(path: Path, info: ClipProbe) -> Any:
-    # `fault_tol`: how many unreadable frames may be replaced by their neighbours without a word.
-    replaced = max(2, round(_DAMAGED_SHARE * info.num_frames))
-    # One thread: many decoders run beside each other, one per core.
-    return decord.VideoReader(str(path), num_threads=1, fault_tol=replaced)
+def _check_duration(duration_s: float, job: _Job) -> None:
+    if job.max_duration_s is not None and not duration_s <= job.max_duration_s:
+        detail = f"{job.read.name} lasts {duration_s:.1f} s, allowed are {job.max_duration_s:g} s"
+        raise MediaError("too_long", detail)
+    job.read.limits.check_duration(duration_s, job.read.name)
 
 
-def _frame_times(reader: Any) -> tuple[np.ndarray, float]:
-    """When each frame of the file comes on screen, and when the last one leaves it (seconds)."""
-    times_s = np.asarray(reader.get_frame_timestamp(range(len(reader))), np.float64)
-    if not np.isfinite(times_s).all() or times_s[-1, 1] <= times_s[0, 0]:
-        raise RuntimeError("no usable time stamps")
-    return times_s[:, 0], float(times_s[-1, 1])
+def _with_pyav(job: _Job) -> DecodedClip:
+    """One pass. Only where `max_frames` binds does the rate hang on the duration: then packets are read beforehand.
 
-
-def _read_frames(reader: Any, starts_s: np.ndarray, times_s: np.ndarray, max_pixels: int) -> np.ndarray:
-    """The frames on screen at the given times, read a few at a time: all frames are never held."""
-    # Time stamps are float32 in decord: half a millisecond keeps "exactly at the cut" on the new side.
-    on_screen = np.clip(np.searchsorted(starts_s, times_s + 5e-4, side="right") - 1, 0, len(starts_s) - 1)
-    unique, back = np.unique(on_screen, return_inverse=True)
-    pictures: np.ndarray | None = None
-    for start in range(0, len(unique), _CHUNK):
-        chunk = _fit(reader.get_batch(unique[start : start + _CHUNK].tolist()).asnumpy(), max_pixels)
-        if pictures is None:
-            pictures = np.empty((len(unique), *chunk.shape[1:]), np.uint8)
-        pictures[start : start + len(chunk)] = chunk
-    assert pictures is not None
-    return pictures if len(unique) == len(back) else pictures[back]
-
-
-def _fit(frames: np.ndarray, max_pixels: int) -> np.ndarray:
-    """Scale pictures down to at most `max_pixels`, keeping their shape.
-
-    Not by decord's own width and height: with a rotated video (a phone held upright) it returns rubbish.
+    What that predicts is held against what was decoded, and a file that fooled it is decoded again.
     """
-    height, width = frames.shape[1:3]
-    if height * width <= max_pixels:
-        return frames
-    scale = (max_pixels / (height * width)) ** 0.5
-    to_width, to_height = (max(2, int(side * scale)) for side in (width, height))
-    fitted = np.empty((len(frames), to_height, to_width, 3), np.uint8)
-    for i, frame in enumerate(frames):
-        whole = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        fitted[i] = whole.reformat(to_width, to_height, interpolation="AREA").to_ndarray(format="rgb24")
-    return fitted
+    allowed = job.max_frames - job.max_frames % 2
+    predicted_s: float | None = None
+    for _ in range(_MAX_PASSES):
+        with open_clip(job.file, job.read.name) as container:
+            info = _checked_probe(container, job)
+            if predicted_s is None and not 0 < info.duration_s * job.fps < allowed - 2:
+                predicted_s = predicted_duration_s(container, job.read)
+                continue
+            rate = job.fps
+            if predicted_s:
+                rate = sample_times(predicted_s, fps=job.fps, max_frames=job.max_frames)[1]
+            expected = int((predicted_s or info.duration_s) * rate) + 2
+            sampler = FrameSampler(rate=rate, max_kept=allowed, expected=expected)
+            reading = Pass(container, info, job.read)
+            # Without a prediction, a picture out here means that the rate has to be lower.
+            give_up_s = (allowed + 2) / job.fps if predicted_s is None else float("inf")
+            if not reading.run(sampler, give_up_s=give_up_s):
+                predicted_s = 0.0
+                continue
+        duration_s = _checked_duration(reading, info, job)
+        times_s, true_rate = sample_times(duration_s, fps=job.fps, max_frames=job.max_frames)
+        if true_rate == rate:
+            return DecodedClip(
+                frames=sampler.finish(len(times_s)),
+                sample_fps=true_rate,
+                waveform=_beside_pictures(reading, duration_s, job),
+                duration_s=duration_s,
+            )
+        predicted_s = duration_s
+    raise MediaError("undecodable", f"{job.read.name}: its duration is another one each time it is read")
 
 
-def _read_audio(
-    path: Path, start_s: float, duration_s: float, sample_rate_hz: int, name: str
-) -> tuple[np.ndarray | None, float]:
-    """Sound from `start_s` on, exactly `duration_s` long, and the time where the track ends.
-
-    None where the track holds no sound within the clip.
-    """
-    wave = np.zeros(round(duration_s * sample_rate_hz), np.int16)
-    heard, cursor = False, None
-    try:
-        for frame in _resampled(path, sample_rate_hz):
-            if cursor is None:
-                # Tracks need not begin together; only the first stamp counts, codecs drift by a sample.
-                cursor = round((float(frame.time or 0.0) - start_s) * sample_rate_hz)
-            samples = frame.to_ndarray()[0]
-            first, last = max(cursor, 0), min(cursor + len(samples), len(wave))
-            if first < last:
-                wave[first:last] = samples[first - cursor : last - cursor]
-                heard = True
-            cursor += len(samples)
-    except av.error.FFmpegError as error:
-        raise MediaError("undecodable", f"{name}: the sound cannot be decoded: {error}") from None
-    end_s = (cursor or 0) / sample_rate_hz
-    return (wave.astype(np.float32) / 32768.0 if heard else None), end_s
+def _beside_pictures(reading: Pass, duration_s: float, job: _Job) -> np.ndarray | None:
+    """The sound where it belongs beside the pictures."""
+    joints = reading.clock.joints
+    if reading.begins_within_edit and reading.audio_index is not None:
+        late_s = start_within_picture_s(job.file, job.read.name)
+        joints = [(stamp_s + late_s, place_s) for stamp_s, place_s in joints]
+    return reading.sound.render(joints, duration_s)
 
 
-def _resampled(path: Path, sample_rate_hz: int) -> Iterator[Any]:
-    """Mono 16-bit frames of the default audio track."""
-    resampler = av.AudioResampler(format="s16", layout="mono", rate=sample_rate_hz)
-    with av.open(str(path)) as container:
-        for frame in container.decode(container.streams.best("audio")):
-            assert isinstance(frame, av.AudioFrame)
-            yield from resampler.resample(frame)
-        yield from resampler.resample(None)
+def _checked_duration(reading: Pass, info: ClipProbe, job: _Job) -> float:
+    """How long the pictures last; refuses what was cut, damaged, or is longer than its header said."""
+    duration_s, name = reading.clock.end_s, job.read.name
+    _check_duration(duration_s, job)
+    _refuse_truncated(reading, info, duration_s, name)
+    for index, damaged in reading.num_damaged.items():
+        packets = reading.num_packets[index]
+        if damaged > max(2, _DAMAGED_SHARE * packets):
+            what = "pictures" if index == reading.video_index else "packets of sound"
+            raise MediaError("undecodable", f"{name} is damaged: {damaged} of {packets} {what} cannot be decoded")
+    if reading.breaks_off:
+        raise MediaError("undecodable", f"{name} cannot be read to its end")
+    if not reading.num_frames or duration_s <= 0:
+        raise MediaError("undecodable", f"{name} has no picture that can be decoded")
+    return duration_s
 
 
-def _refuse_truncated(info: ClipProbe, num_frames: int, reached_s: float, name: str) -> None:
+def _refuse_truncated(reading: Pass, info: ClipProbe, duration_s: float, name: str) -> None:
     """A cut file often decodes without complaint: compare with what its header promised."""
-    missing_s = info.duration_s - reached_s
-    if missing_s > max(0.5, 0.05 * info.duration_s):
+    found = reading.num_packets[reading.video_index]
+    if found < (1 - _DAMAGED_SHARE) * info.num_frames - 1:
+        raise MediaError("truncated", f"{name} should have {info.num_frames} frames, {found} are there")
+    if info.container in REJOINING:
+        return  # these have no header that promises a duration
+    start_s = float(reading.clock.joints[0][0]) if reading.clock.joints else 0.0
+    # Sound that is left out may be what lasts as long as the header says.
+    unread = info.has_audio and reading.audio_index is None
+    reached_s = info.duration_s if unread else max(start_s + duration_s, reading.sound.end_s)
+    if info.duration_s - reached_s > max(0.5, 0.05 * info.duration_s):
         detail = f"{name} should last {info.duration_s:.2f} s, its data end after {reached_s:.2f} s"
         raise MediaError("truncated", detail)
-    if num_frames < (1 - _DAMAGED_SHARE) * info.num_frames - 1:
-        detail = f"{name} should have {info.num_frames} frames, {num_frames} are there"
-        raise MediaError("truncated", detail)
 
 
-def _why_undecodable(path: Path, info: ClipProbe, error: BaseException, name: str) -> MediaError:
-    """decord gives one error for cut and for damaged files; in a cut one packets are missing."""
-    promised = found = 0
+def _with_decord(job: _Job, file: Path | BinaryIO) -> tuple[DecodedClip | None, str]:
+    """The clip by decord, or None and the reason why it may give other frames."""
+    read = job.read
+    with open_clip(file, read.name) as container:
+        info = _checked_probe(container, job)
+        if reason := decord_frames.why_not_exact(info, decord_frames.first_picture(container), read):
+            return None, reason
+    table = decord_frames.PacketTable()
+    with open_clip(file, read.name) as container:
+        reading = Pass(container, info, read)
+        reading.run_sound(table.add)
+    if reason := table.why_not_plain(info.num_frames):
+        return None, reason
+    # By the clock of the reference, in order of presentation: what it decodes and what we predict are the same.
+    starts_s = np.array([reading.clock.place(*picture) for picture in table.in_order()])
+    reading.num_frames = len(starts_s)
+    duration_s = _checked_duration(reading, info, job)
+    times_s, sample_fps = sample_times(duration_s, fps=job.fps, max_frames=job.max_frames)
     try:
-        with av.open(str(path)) as container:
-            promised = sum(stream.frames for stream in container.streams)
-            found = sum(packet.size > 0 for packet in container.demux())
-    except av.error.FFmpegError:
-        pass
-    if found < promised:
-        return MediaError("truncated", f"{name} breaks off: {found} of {promised} packets are there")
-    # The first line: a C++ stack trace follows below it.
-    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return MediaError("undecodable", f"{name}: {first_line}")
+        frames = decord_frames.read_frames(file, starts_s, times_s, read)
+    except MediaError as error:
+        if error.reason == "cancelled":
+            raise
+        return None, "it cannot read the file"  # PyAV will, or will say what is wrong
+    waveform = _beside_pictures(reading, duration_s, job)
+    return DecodedClip(frames=frames, sample_fps=sample_fps, waveform=waveform, duration_s=duration_s), ""
