@@ -178,5 +178,8 @@ def _body(clip: Path) -> dict:
 
 
 def _post(url: str, body: dict) -> dict:
-    with urllib.request.urlopen(f"{url}/v1/chat/completions", json.dumps(body).encode(), timeout=120) as response:
+    request = urllib.request.Request(
+        f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=120) as response:
         return json.loads(response.read())
