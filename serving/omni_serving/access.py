@@ -13,7 +13,6 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
@@ -128,7 +127,7 @@ class _CallerCheck:
         if origin is None:
             foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
         else:
-            own = urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+            own = origin.lower().partition("://")[2] == headers.get("host", "").lower()
             foreign = not own and "*" not in self._origins and origin not in self._origins
         if foreign:
             raise RequestError(

@@ -114,18 +114,21 @@ class _Routes:
             async with service.uploads.receive(body, request.headers.get("content-length")) as upload:
                 chat_request = await asyncio.to_thread(parse_request, upload.text)
                 reply = await service.begin(chat_request, upload, caller(request.scope))
-        pending = asyncio.wait_for(reply, latest - loop.time())
+        pending = asyncio.create_task(asyncio.wait_for(reply, latest - loop.time()))
         envelope = Envelope(model=service.config.model_name)
         if chat_request.stream:
             include_usage = chat_request.stream_options.include_usage
-            events = _guarded(as_events(pending, envelope, include_usage=include_usage))
+            events = _guarded(as_events(pending, envelope, include_usage=include_usage), pending)
             return StreamingResponse(events, media_type="text/event-stream")
         response = as_response(await pending, envelope)
         return Response(response.model_dump_json(), media_type="application/json")
 
 
-async def _guarded(events: AsyncIterator[str]) -> AsyncIterator[str]:
-    """The stream, with a failure reported as its last event: its status code has long been sent."""
+async def _guarded(events: AsyncIterator[str], pending: asyncio.Task[Reply]) -> AsyncIterator[str]:
+    """The stream, with a failure reported as its last event: its status code has long been sent.
+
+    A stream that nobody reads any more withdraws its question.
+    """
     try:
         async for line in events:
             yield line
@@ -133,6 +136,8 @@ async def _guarded(events: AsyncIterator[str]) -> AsyncIterator[str]:
         _, body = describe(error)
         yield event(json.dumps(body))
         yield DONE
+    finally:
+        pending.cancel()
 
 
 async def _not_served(request: Request, error: Exception) -> JSONResponse:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from omni_serving.budget import Counts
 from omni_serving.errors import RequestError
 from omni_serving.reading import Limits
 
@@ -21,27 +22,11 @@ if TYPE_CHECKING:
     from omni_model.reason import Ask, Reply
 
 
-class Reasoner(Protocol):
+class Reasoner(Counts, Protocol):
     """What serving needs of a model; `omni_model.reason.load_reasoner` gives one."""
 
     @property
-    def fps(self) -> float: ...
-
-    @property
-    def max_frames(self) -> int: ...
-
-    @property
     def method_name(self) -> str: ...
-
-    @property
-    def max_positions(self) -> int: ...
-
-    @property
-    def num_slots(self) -> int: ...
-
-    def prompt_positions(self, question: str, options: tuple[str, ...]) -> int: ...
-
-    def clip_positions(self, *, num_frames: int, height: int, width: int, num_samples: int) -> int: ...
 
     def answer(self, asks: list[Ask], *, max_new_tokens: int, max_phases: int) -> list[Reply]: ...
 

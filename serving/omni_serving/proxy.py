@@ -1,4 +1,5 @@
 """What Ray Serve's HTTP proxy lacks, added inside its process: back pressure on bodies and a deadline for headers.
+Headers by which any client could switch off the proxy's own limits are taken out.
 
 The proxy reads a body as fast as the client sends it and keeps in memory what the replica has not fetched; and it waits
 for the headers of a request for ever. Ray imports `middlewares` where `PROXY_ENV` is in the environment of the proxies;
@@ -20,6 +21,8 @@ PROXY_ENV = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "omni_serving.proxy.mi
 """Environment of the processes that Ray starts for Serve."""
 HEADERS_TIMEOUT_S = 10.0
 """From a connection or the first byte of a request to the end of its headers."""
+_CONTROL_HEADERS = (b"x-request-timeout-seconds", b"x-request-disconnect-disabled")
+"""By these a client could let the proxy wait for ever, and go on for a client that has gone."""
 _AHEAD_BYTES = 32 * 1024
 """The proxy reads on when it keeps less than this of a body. Pieces have up to 64 KiB: so what the replica fetches at
 once stays under the 100 KiB from which Ray sends results through its object store."""
@@ -39,7 +42,10 @@ class BackPressure:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, _Flow(receive) if scope["type"] == "http" else receive, send)
+        if scope["type"] == "http":
+            headers = [(name, value) for name, value in scope["headers"] if name.lower() not in _CONTROL_HEADERS]
+            scope, receive = {**scope, "headers": headers}, _Flow(receive)
+        await self._app(scope, receive, send)
 
 
 class _Flow:

@@ -120,7 +120,7 @@ class Uploads:
 
     def _check_length(self, content_length: str | None) -> None:
         most = (self._config.max_video_bytes + 2) // 3 * 4 + MAX_JSON_BYTES
-        if content_length and content_length.isdigit() and int(content_length[:20]) > most:
+        if content_length and content_length.isdecimal() and int(content_length[:20]) > most:
             raise self._too_large()
 
     def _make_room(self) -> None:

@@ -298,6 +298,29 @@ def test_the_application_accepts_its_arguments(serve_config):
     assert config.model.startswith("models:/")
 
 
+def test_readiness_asks_whether_the_model_can_answer(of_kind, serve_config):
+    (service,) = of_kind("RayService")
+    (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    probe = group["template"]["spec"]["containers"][0]["readinessProbe"]
+    assert probe["httpGet"] == {"path": "/health", "port": serve_config["http_options"]["port"]}
+
+
+def test_the_proxies_bound_what_waits(of_kind, serve_config):
+    from omni_platform.config import load_config
+    from omni_serving.config import ServeConfig
+    from omni_serving.proxy import PROXY_ENV
+
+    (service,) = of_kind("RayService")
+    cluster = service["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        env = {entry["name"]: entry.get("value") for entry in group["template"]["spec"]["containers"][0]["env"]}
+        assert PROXY_ENV.items() <= env.items()
+    args = serve_config["applications"][0]["args"]
+    config = load_config(ServeConfig, None, [f"{key}={value}" for key, value in args.items()])
+    assert serve_config["http_options"]["request_timeout_s"] > config.request_timeout_s
+    assert "omni-serve-serve-svc.latentomni.svc" in config.allowed_hosts
+
+
 def test_what_training_registers_is_evaluated_and_served(serve_config, of_kind, read_entrypoint):
     jobs = {job["metadata"]["name"]: job["spec"]["entrypoint"] for job in of_kind("RayJob")}
     train = read_entrypoint(jobs["omni-train"])

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from omni_model.folder import Preparation, save_folder
+from omni_model.folder import TINY_BASE, Preparation, save_folder
 from omni_model.methods import make_method
 from omni_model.qwen_omni import QwenOmniBackbone
 from omni_model.reason import Ask, Reasoner, load_reasoner
@@ -80,6 +80,28 @@ def test_a_taken_port_is_refused_by_name() -> None:
             deployed(ServeConfig(model="m", port=port)),
         ):
             pass
+
+
+def test_a_model_that_is_not_there_is_reported_before_ray_starts(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    registry = f"tracking_uri=sqlite:///{tmp_path}/mlflow.db"
+    for words, complaint in (
+        (["model=/nonexistent"], "serve: model=/nonexistent: no such folder; give an exported model, or models:/"),
+        ([f"model={tmp_path}/empty"], "the folder has no method.json, so it is not an exported model"),
+        (["model=models:/nobody@champion", registry], "models:/nobody@champion is not in the registry"),
+        ([f"model={TINY_BASE}", "api_keys_env=OMNI_ABSENT"], "serve: api_keys_env=OMNI_ABSENT holds no keys"),
+    ):
+        # Whoever reads these modules has begun to start the server.
+        probe = (
+            "import sys, runpy\n"
+            "try: runpy.run_path('jobs/serve.py', run_name='__main__')\n"
+            "finally: print('imported:', [m for m in ('ray', 'torch') if m in sys.modules])"
+        )
+        command = [sys.executable, "-c", probe, *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1 and "imported: []" in done.stdout
+        last = done.stderr.splitlines()[-1]
+        assert complaint in last and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs/configs/serve").glob("*.yaml")), ids=lambda p: p.name)
@@ -158,5 +180,8 @@ def _body(clip: Path) -> dict:
 
 
 def _post(url: str, body: dict) -> dict:
-    with urllib.request.urlopen(f"{url}/v1/chat/completions", json.dumps(body).encode(), timeout=120) as response:
+    request = urllib.request.Request(
+        f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=120) as response:
         return json.loads(response.read())

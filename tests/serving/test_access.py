@@ -133,6 +133,7 @@ def test_a_page_from_elsewhere_cannot_post(tmp_path) -> None:
         for headers, expected in (
             ({"Origin": "https://evil.example", **JSON}, (403, "wrong_origin")),
             ({"Origin": "null", **JSON}, (403, "wrong_origin")),
+            ({"Origin": "http://[", **JSON}, (403, "wrong_origin")),
             ({"Sec-Fetch-Site": "cross-site", **JSON}, (403, "wrong_origin")),
             ({"Sec-Fetch-Site": "same-site", **JSON}, (403, "wrong_origin")),
             # What a form can send without asking first:

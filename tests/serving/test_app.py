@@ -75,10 +75,13 @@ def test_sixteen_waiting_requests_share_two_model_calls(server, film, tmp_path) 
     server.wait_for_load(open_requests=0)
 
 
-def test_a_client_that_hangs_up_leaves_its_place_to_others(server, film, tmp_path) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("control", [{}, {"x-request-disconnect-disabled": "?1", "x-request-timeout-seconds": "0"}])
+def test_a_client_that_hangs_up_leaves_its_place_to_others(server, film, tmp_path, control, stream) -> None:
     gate = tmp_path / "open"
+    body = server.body(film.clip, f"wait for {gate}", stream=stream)
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc)
-    connection.request("POST", "/v1/chat/completions", json.dumps(server.body(film.clip, f"wait for {gate}")), JSON)
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), JSON | control)
     server.wait_for_load(answering_requests=1)
     connection.close()
     server.wait_for_load(open_requests=0)

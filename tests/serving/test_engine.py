@@ -165,3 +165,18 @@ def test_a_full_house_refuses_and_recovers() -> None:
         assert engine.load()["open_requests"] == 0
 
     asyncio.run(scenario())
+
+
+def test_clients_take_turns() -> None:
+    async def scenario() -> None:
+        reasoner = Recorder()
+        engine = engine_for(reasoner, max_batch_size=3)
+        first = await hold(engine, reasoner)
+        asks = [("a1", "a"), ("a2", "a"), ("a3", "a"), ("a4", "a"), ("b1", "b"), ("b2", "b"), ("c1", "c")]
+        with engine.place():
+            others = [engine.submit(ask, SHORT, client=client) for ask, client in asks]  # type: ignore[arg-type]
+        reasoner.gate.set()
+        await asyncio.gather(first, *others)
+        assert reasoner.calls == [["first"], ["a1", "b1", "c1"], ["a2", "b2", "a3"], ["a4"]]
+
+    asyncio.run(scenario())
