@@ -21,6 +21,7 @@ import fsspec
 import pytest
 
 from omni_platform import lease, storage
+from omni_platform.holder import Holder
 from omni_platform.lease import LeaseHeldError, LeaseLostError, hold, hold_all, read_holder, work_folder
 
 HOLD = """
@@ -229,7 +230,7 @@ def test_a_store_that_ignores_conditions_is_read_back(monkeypatch: pytest.Monkey
     both = threading.Barrier(2)
     read = lease.read_holder
 
-    def read_together(destination: str) -> lease.Holder | None:
+    def read_together(destination: str) -> Holder | None:
         found = read(destination)
         if found is None:
             with_timeout = both.wait(10)
