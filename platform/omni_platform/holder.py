@@ -18,7 +18,7 @@ class Holder:
     """What a lease file says."""
 
     token: str
-    """Random; tells one holder from every other."""
+    """Random; distinguishes one holder from every other."""
     owner: str
     """What the holder does, such as `preprocess` or `training run a`."""
     host: str
@@ -68,7 +68,7 @@ def _process_start(pid: int) -> str:
 
 
 def _machine() -> str:
-    """Names the kernel and the process namespace; unique where the system does not tell them."""
+    """Names the kernel and the process namespace; unique where the system does not report them."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"

@@ -8,7 +8,7 @@ How strong it is. On a file system every decision is made under an exclusive fil
 lease (on a network file system as far as it honours `flock`). On an object store the file is created by a conditional
 put, which decides it where the server honours `If-None-Match`; after a pause the file is read back, and whoever does
 not find its own token there gives up. Without conditional puts, two runs that start within that pause of each other are
-still told apart; a run that is suspended for longer than the lease lives finds out at its next heartbeat.
+still separated; a run that is suspended for longer than the lease lives finds out at its next heartbeat.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Lease:
         if self._lost.is_set() or not is_held(self.destination, self.token):
             raise LeaseLostError(
                 f"{self.destination} was taken over by another run while this one showed no sign of life; "
-                "nothing more is written there. See which of the two is to go on"
+                "nothing more is written there. Decide which of the two is to continue"
             )
 
     def release(self) -> None:
@@ -87,7 +87,9 @@ class Lease:
                     _write(self.destination, self.holder)
             except LeaseHeldError:
                 break
-            except OSError:  # a store that is away for a moment; `check` is what decides before something is published
+            except (
+                OSError
+            ):  # a store that is away for a short time; `check` is what decides before something is published
                 continue
         else:
             return
@@ -201,7 +203,7 @@ def _create_remote(destination: str, mine: Holder, *, replaces: Holder | None) -
     found = read_holder(destination)
     if found is None or found.token != mine.token:
         raise LeaseHeldError(
-            f"{destination}: another run took it at the same moment; try again" if found is None
+            f"{destination}: another run took it at the same time; try again" if found is None
             else _refusal(destination, found)
         )  # fmt: skip
 

@@ -131,8 +131,8 @@ def test_a_process_that_was_killed_here_is_replaced_at_once(tmp_path: Path, caps
     before_s = time.monotonic()
     with hold(out, owner="b"):
         assert time.monotonic() - before_s < 3
-    told = capsys.readouterr().out
-    assert told == (
+    said = capsys.readouterr().out
+    assert said == (
         f"{out}: taking over from training run a (process {first.pid} on {socket.gethostname()}), which has ended\n"
     )
 
@@ -202,12 +202,12 @@ def test_a_holder_stays_alive_longer_than_a_lease_lives(out: str) -> None:
 
 
 def test_a_holder_that_was_replaced_is_told_and_publishes_nothing(out: str) -> None:
-    told = threading.Event()
-    with hold(out, owner="suspended", heartbeat_s=0.1, on_lost=told.set) as held:
+    lost = threading.Event()
+    with hold(out, owner="suspended", heartbeat_s=0.1, on_lost=lost.set) as held:
         held.check()
         file = storage.join(work_folder(out), "lease.json")
         storage.write_bytes(file, json.dumps(replace(held.holder, token="other").__dict__).encode())
-        assert told.wait(5)
+        assert lost.wait(5)
         with pytest.raises(LeaseLostError, match="out was taken over by another run"):
             held.check()
     holder = read_holder(out)
