@@ -8,7 +8,7 @@ How strong it is. On a file system every decision is made under an exclusive fil
 lease (on a network file system as far as it honours `flock`). On an object store the file is created by a conditional
 put, which decides it where the server honours `If-None-Match`; after a pause the file is read back, and whoever does
 not find its own token there gives up. Without conditional puts, two runs that start within that pause of each other are
-still told apart; a run that is suspended for longer than the lease lives finds out at its next heartbeat.
+still separated; a run that is suspended for longer than the lease lives finds out at its next heartbeat.
 """
 
 from __future__ import annotations
@@ -18,21 +18,17 @@ import dataclasses
 import fcntl
 import json
 import os
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from omni_platform import storage
+from omni_platform.holder import Holder, process_ended, this_process
 
 HEARTBEAT_S = 5.0
-MISSED_HEARTBEATS = 6
 _FILE, _LOCK = "lease.json", "lease.lock"
 _READ_BACK_PAUSE_S = 1.0
 """Longer than the time between reading a lease and writing one."""
@@ -48,31 +44,6 @@ class LeaseHeldError(RefusedError):
 
 class LeaseLostError(RuntimeError):
     """Another run has taken the output over, because this one showed no sign of life for too long."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Holder:
-    """What a lease file says."""
-
-    token: str
-    """Random; tells one holder from every other."""
-    owner: str
-    """What the holder does, such as `preprocess` or `training run a`."""
-    host: str
-    machine: str
-    """Boot and process namespace: a process number means something only where this is equal."""
-    pid: int
-    process_start: str
-    """Start time of the process in clock ticks, so that a number used again is not taken for the same process."""
-    started_at: str
-    beat_at_s: float
-    """Unix time of the last sign of life, by the holder's clock."""
-    heartbeat_s: float
-
-    @property
-    def lifetime_s(self) -> float:
-        """Silence after which the lease may be taken over."""
-        return self.heartbeat_s * MISSED_HEARTBEATS
 
 
 class Lease:
@@ -93,7 +64,7 @@ class Lease:
         if self._lost.is_set() or not is_held(self.destination, self.token):
             raise LeaseLostError(
                 f"{self.destination} was taken over by another run while this one showed no sign of life; "
-                "nothing more is written there. See which of the two is to go on"
+                "nothing more is written there. Decide which of the two is to continue"
             )
 
     def release(self) -> None:
@@ -116,7 +87,9 @@ class Lease:
                     _write(self.destination, self.holder)
             except LeaseHeldError:
                 break
-            except OSError:  # a store that is away for a moment; `check` is what decides before something is published
+            except (
+                OSError
+            ):  # a store that is away for a short time; `check` is what decides before something is published
                 continue
         else:
             return
@@ -200,17 +173,7 @@ def _remove_empty_work_folder(destination: str) -> None:
 
 
 def _acquire(destination: str, owner: str, heartbeat_s: float, on_lost: Callable[[], None]) -> Lease:
-    mine = Holder(
-        token=uuid.uuid4().hex,
-        owner=owner,
-        host=socket.gethostname(),
-        machine=_machine(),
-        pid=os.getpid(),
-        process_start=_process_start(os.getpid()),
-        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        beat_at_s=time.time(),
-        heartbeat_s=heartbeat_s,
-    )
+    mine = this_process(owner, heartbeat_s)
     before = read_holder(destination)
     if before is not None and not _is_gone(destination, before):
         raise LeaseHeldError(_refusal(destination, before))
@@ -221,7 +184,7 @@ def _acquire(destination: str, owner: str, heartbeat_s: float, on_lost: Callable
         if found is not None:
             print(
                 f"{destination}: taking over from {found.owner} (process {found.pid} on {found.host}), which "
-                f"{'has ended' if _process_ended(found) else 'shows no sign of life any more'}",
+                f"{'has ended' if process_ended(found) else 'shows no sign of life any more'}",
                 flush=True,
             )
         if storage.is_remote(destination):
@@ -240,7 +203,7 @@ def _create_remote(destination: str, mine: Holder, *, replaces: Holder | None) -
     found = read_holder(destination)
     if found is None or found.token != mine.token:
         raise LeaseHeldError(
-            f"{destination}: another run took it at the same moment; try again" if found is None
+            f"{destination}: another run took it at the same time; try again" if found is None
             else _refusal(destination, found)
         )  # fmt: skip
 
@@ -250,36 +213,13 @@ def _is_gone(destination: str, holder: Holder) -> bool:
 
     Clocks of two machines differ, so one that seems silent is watched for another two heartbeats.
     """
-    if _process_ended(holder):
+    if process_ended(holder):
         return True
     if time.time() - holder.beat_at_s < holder.lifetime_s:
         return False
     time.sleep(2 * holder.heartbeat_s)
     found = read_holder(destination)
     return found is None or (found.token, found.beat_at_s) == (holder.token, holder.beat_at_s)
-
-
-def _process_ended(holder: Holder) -> bool:
-    """Whether the holder was a process of this machine that is no longer there."""
-    return holder.machine == _machine() and _process_start(holder.pid) != holder.process_start
-
-
-def _process_start(pid: int) -> str:
-    """Start time of a living process in clock ticks since boot; empty where there is none."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    return "" if state in "ZX" else fields[18]
-
-
-def _machine() -> str:
-    """Names the kernel and the process namespace; unique where the system does not tell them."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return f"unknown {uuid.uuid4().hex}"
 
 
 def _refusal(destination: str, holder: Holder) -> str:

@@ -21,6 +21,7 @@ import fsspec
 import pytest
 
 from omni_platform import lease, storage
+from omni_platform.holder import Holder
 from omni_platform.lease import LeaseHeldError, LeaseLostError, hold, hold_all, read_holder, work_folder
 
 HOLD = """
@@ -130,8 +131,8 @@ def test_a_process_that_was_killed_here_is_replaced_at_once(tmp_path: Path, caps
     before_s = time.monotonic()
     with hold(out, owner="b"):
         assert time.monotonic() - before_s < 3
-    told = capsys.readouterr().out
-    assert told == (
+    said = capsys.readouterr().out
+    assert said == (
         f"{out}: taking over from training run a (process {first.pid} on {socket.gethostname()}), which has ended\n"
     )
 
@@ -201,12 +202,12 @@ def test_a_holder_stays_alive_longer_than_a_lease_lives(out: str) -> None:
 
 
 def test_a_holder_that_was_replaced_is_told_and_publishes_nothing(out: str) -> None:
-    told = threading.Event()
-    with hold(out, owner="suspended", heartbeat_s=0.1, on_lost=told.set) as held:
+    lost = threading.Event()
+    with hold(out, owner="suspended", heartbeat_s=0.1, on_lost=lost.set) as held:
         held.check()
         file = storage.join(work_folder(out), "lease.json")
         storage.write_bytes(file, json.dumps(replace(held.holder, token="other").__dict__).encode())
-        assert told.wait(5)
+        assert lost.wait(5)
         with pytest.raises(LeaseLostError, match="out was taken over by another run"):
             held.check()
     holder = read_holder(out)
@@ -229,7 +230,7 @@ def test_a_store_that_ignores_conditions_is_read_back(monkeypatch: pytest.Monkey
     both = threading.Barrier(2)
     read = lease.read_holder
 
-    def read_together(destination: str) -> lease.Holder | None:
+    def read_together(destination: str) -> Holder | None:
         found = read(destination)
         if found is None:
             with_timeout = both.wait(10)

@@ -206,7 +206,7 @@ IN_ORDER = "segment needs 0 <= start_s < end_s, got "
         ({"trajectory": [{"segment": [-1.0, 1.0]}]}, "trajectory[0]", IN_ORDER + "[-1.0, 1.0]"),
     ],
 )
-def test_a_bad_row_is_told_alike_from_a_table_and_from_a_line(tmp_path, changes, field, problem):
+def test_a_bad_row_is_reported_alike_from_a_table_and_from_a_line(tmp_path, changes, field, problem):
     row = {**GOOD, **changes}
     lines = _write(tmp_path, {name: value for name, value in row.items() if value is not None})
     table = tmp_path / "manifest.parquet"

@@ -200,7 +200,7 @@ def _done_before(staging: str, config: PreprocessConfig, build_encoder: BuildEnc
 
 
 def _encoders_of(staging: str) -> set[str]:
-    """Fingerprints of the encoders that what is staged was made with; empty where nothing tells."""
+    """Fingerprints of the encoders that what is staged was made with; empty where nothing records it."""
     note = storage.join(staging, ENCODER_NOTE)
     noted = {storage.read_bytes(note).decode()} if storage.exists(note) else set()
     return noted | set(read_column(staging, "anchors", "encoder_fingerprint"))

@@ -122,7 +122,7 @@ def make_room(storage: Storage, step: int) -> None:
 
 
 def discard(storage: Storage, step: int) -> None:
-    """Remove a checkpoint that could not be completed, so that it takes no room. Every worker calls it."""
+    """Remove a checkpoint that could not be completed, so that it takes no space. Every worker calls it."""
     if dist.get_rank() == 0:
         with contextlib.suppress(Exception):  # a store that refuses this too; pruning or the next start removes it
             storage.remove(checkpoint_name(step))

@@ -41,7 +41,7 @@ def settings_identity(config: TrainConfig) -> dict[str, Any]:
 
 
 def run_identity(settings: Mapping[str, Any], *, rows: str, task: Mapping[str, str]) -> dict[str, Any]:
-    """The whole identity: `settings_identity`, the fingerprint of the rows, and what the task tells of itself.
+    """The whole identity: `settings_identity`, the fingerprint of the rows, and what the task reports of itself.
 
     As JSON gives it back: tuples become lists.
     """
@@ -73,7 +73,7 @@ def refuse_differences(saved: Mapping[str, Any], wanted: Mapping[str, Any], *, n
 
 
 def check_resumable(config: TrainConfig, storage: Storage, settings: Mapping[str, Any]) -> None:
-    """Refuse, before anything is started, a run that could not go on from its newest checkpoint.
+    """Refuse, before anything is started, a run that could not continue from its newest checkpoint.
 
     Raises `ResumeError`. The rows and the task's own identity are known to the workers alone, which check them too.
     """
@@ -102,7 +102,7 @@ def _data(folder: str | None) -> dict[str, Any] | None:
     try:
         card = find_card(folder)
     except CardError:
-        return None  # told with its fix by whoever opens the rows
+        return None  # reported with its fix by whoever opens the rows
     return None if card is None else content_of(card)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from omni_platform.lease import LeaseLostError
+from omni_platform.lease import LeaseLostError, RefusedError
 from omni_platform.train.checkpoint import gather, newest_sound, own_scratch, prune
 from omni_platform.train.config import TrainConfig
 from omni_platform.train.engine import Engine
@@ -43,7 +43,7 @@ class Saver:
         goodput: Goodput,
         note_failure: Callable[[str], None],
     ) -> None:
-        """`note_failure` is called on worker 0 with what to tell of a checkpoint that could not be written."""
+        """`note_failure` is called on worker 0 with what to report of a checkpoint that could not be written."""
         self._place, self._engine, self._config, self._plan = place, engine, config, plan
         self._identity, self._progress, self._goodput = identity, progress, goodput
         self._note_failure = note_failure
@@ -61,7 +61,7 @@ class Saver:
         """Write a checkpoint of where the run stands; `wait` until it is complete.
 
         Where one is still on its way, that one is completed first: the storage then is slower than the run saves.
-        A checkpoint that cannot be written (a full disk, a store that is away) is reported and training goes on: the
+        A checkpoint that cannot be written (a full disk, a store that is away) is reported and training continues: the
         one before it is still there, and another one follows. `failure` says whether the last one is there. Raises
         `LeaseLostError` where the run's folder is now another run's.
         """
@@ -101,21 +101,21 @@ class Saver:
         self._share_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
     def _refuse_full_scratch(self, folder: Path) -> None:
-        """Whether there is room for as much as was written last time, asked of all workers before any of them writes:
+        """Whether there is space for as much as was written last time, asked of all workers before any of them writes:
         one that fails halfway through the engine's exchanges would leave the others waiting."""
         free = shutil.disk_usage(folder).free
         short = None if free >= self._share_bytes else f"worker {dist.get_rank()}: {folder.parent} has {free:,} bytes"
         if problems := [problem for problem in gather(short) if problem]:
             shutil.rmtree(folder, ignore_errors=True)
             raise UploadError(
-                f"checkpoint {self._step} has no room on the local disk: {'; '.join(problems)} free and "
+                f"checkpoint {self._step} has no space on the local disk: {'; '.join(problems)} free and "
                 f"{self._share_bytes:,} are needed; set TMPDIR to a larger disk"
             )
 
     def _report_failure(self, error: UploadError) -> None:
         self.failure = str(error)
         if dist.get_rank() == 0:
-            print(f"{self._config.run_name}: {error}; training goes on, older checkpoints are kept", flush=True)
+            print(f"{self._config.run_name}: {error}; training continues, older checkpoints are kept", flush=True)
             self._note_failure(self.failure)
 
     def settle(self) -> None:
@@ -137,11 +137,21 @@ class Saver:
 
 def refuse_without_lease(place: Place, config: TrainConfig) -> None:
     """Raise `LeaseLostError`, on every worker, where the run's folder was taken over by another run."""
-    if not gather(dist.get_rank() > 0 or place.may_write())[0]:
+    if not gather(dist.get_rank() > 0 or _may_write(place))[0]:
         raise LeaseLostError(
             f"{config.run_name}: {place.storage.folder} was taken over by another run of this name; this one writes "
             "nothing more"
         )
+
+
+def _may_write(place: Place) -> bool:
+    """A failure here must not leave the other workers waiting; a store that is away takes no checkpoint anyway."""
+    try:
+        return place.may_write()
+    except RefusedError:
+        return False
+    except OSError:
+        return True
 
 
 def resume(

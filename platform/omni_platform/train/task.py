@@ -75,7 +75,7 @@ def begin_step(task: Task, step: int, total_steps: int) -> None:
 
 
 def task_identity(task: Task) -> Mapping[str, str]:
-    """What the task is made of besides its settings, where it tells it."""
+    """What the task is made of besides its settings, where it reports it."""
     return getattr(task, "identity", {})
 
 

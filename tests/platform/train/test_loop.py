@@ -188,7 +188,7 @@ def test_a_disk_that_is_full_at_the_end_leaves_the_model_and_the_older_checkpoin
     assert first["half"] == []
     whole = exported(runs, "zero2-whole")
     assert first["exported"]["digest"] == whole["digest"]
-    # Given room, the same run goes on from the one that is there.
+    # With space free again, the same run continues from the one that is there.
     assert (second["steps"], second["checkpoint_failed"]) == (STEPS, None)
     assert exported(runs, name)["digest"] == whole["digest"]
     assert kept(runs, name) == [STEPS, 6]

@@ -129,7 +129,7 @@ def write_data(folder: Path, **changes: object) -> str:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({}, []),
         ({"created_at": "2001-01-01", "code_version": "other"}, []),
@@ -148,11 +148,11 @@ def write_data(folder: Path, **changes: object) -> str:
     ],
 )
 def test_data_that_was_made_again_is_another_training_and_what_differs_is_named(
-    tmp_path: Path, changes: dict, told: list[str]
+    tmp_path: Path, changes: dict, expected: list[str]
 ) -> None:
     before = identity(dataclasses.replace(CONFIG, dataset_dir=write_data(tmp_path / "data")))
     after = identity(dataclasses.replace(CONFIG, dataset_dir=write_data(tmp_path / "data", **changes)))
-    assert differences(before, after) == told
+    assert differences(before, after) == expected
 
 
 def test_an_evaluation_may_be_added_but_not_changed(tmp_path: Path) -> None:
