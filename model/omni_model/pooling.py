@@ -69,18 +69,23 @@ def pool_fine(fine: FineFeatures, length: int) -> torch.Tensor:
     if len(values) == fine.num_features or length == 0:
         return norm_weighted_pool(values, length)
     count, bins = fine.num_features, fine.num_bins
-    if bins % length:
-        raise ValueError(
-            f"segments with more than {2 * bins - 1} features are stored in {bins} bins, which give "
-            f"{', '.join(str(n) for n in range(1, bins + 1) if bins % n == 0)} slots and not {length}; "
-            f"preprocess again with a multiple of {length} bins (encoder.visual_bins, encoder.audio_bins)"
-        )
+    check_bins(bins, length)
     edges, j = _fine_edges(count, bins), torch.arange(length)
     first = torch.searchsorted(edges, j * count // length)
     last = torch.searchsorted(edges, -(-(j + 1) * count // length))
     row = torch.arange(len(values))
     weights_mA = ((row >= first[:, None]) & (row < last[:, None])) * torch.from_numpy(fine.weights)
     return (weights_mA @ values) / weights_mA.sum(1, keepdim=True)
+
+
+def check_bins(bins: int, length: int) -> None:
+    """`ValueError` where features that were pooled in so many bins cannot be pooled to `length` rows."""
+    if length and bins % length:
+        raise ValueError(
+            f"segments with more than {2 * bins - 1} features are stored in {bins} bins, which give "
+            f"{', '.join(str(n) for n in range(1, bins + 1) if bins % n == 0)} slots and not {length}; "
+            f"preprocess again with a multiple of {length} bins (encoder.visual_bins, encoder.audio_bins)"
+        )
 
 
 def pool_segments(segments: Sequence[SegmentFeatures], *, num_visual: int, num_audio: int, width: int) -> torch.Tensor:

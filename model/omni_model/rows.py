@@ -33,6 +33,11 @@ class RowOutline(Protocol):
         """Of 16 kHz sound; None for a clip without any"""
         ...
 
+    @property
+    def pooled_bins(self) -> tuple[int | None, int | None]:
+        """In how many bins visual and audio features of segments were pooled; None where all are kept as they are"""
+        ...
+
 
 class PreparedRow(Protocol):
     """A sample with its decoded clip and the anchors of its looks."""

@@ -26,7 +26,7 @@ from omni_model.lengths import media_of_shape
 from omni_model.lora import LoraOptions, add_adapters, merged_state, save_adapter
 from omni_model.methods import make_method
 from omni_model.options import read_options
-from omni_model.pooling import pool_segments
+from omni_model.pooling import check_bins, pool_segments
 from omni_model.processing import MERGE
 from omni_model.prompt import prompt_template
 from omni_model.qwen_omni import QwenOmniBackbone
@@ -84,6 +84,11 @@ class ReasoningTask:
 
         Raises `ValueError` for a row that this method cannot take, or that is too long.
         """
+        if self._method.needs_anchors:
+            slots = (self._method.num_visual, self._method.num_audio)
+            for bins, length in zip(outline.pooled_bins, slots, strict=True):
+                if bins is not None:
+                    check_bins(bins, length)
         media = media_of_shape(
             (outline.num_frames, outline.height_px, outline.width_px),
             sample_fps=outline.sample_fps,

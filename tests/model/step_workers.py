@@ -42,6 +42,7 @@ class Row:
     waveform: np.ndarray | None
     anchors: tuple[SegmentFeatures, ...]
     other_anchors: tuple[SegmentFeatures, ...]
+    pooled_bins: tuple[int | None, int | None] = (None, None)
 
     @property
     def num_frames(self) -> int:

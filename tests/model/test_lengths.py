@@ -39,6 +39,7 @@ class Row:
     waveform: np.ndarray | None
     anchors: tuple[SegmentFeatures, ...] = ()
     other_anchors: tuple[SegmentFeatures, ...] = ()
+    pooled_bins: tuple[int | None, int | None] = (None, None)
 
     @property
     def num_frames(self) -> int:
@@ -131,6 +132,18 @@ def test_what_the_method_cannot_take_is_refused_with_the_reason(task_of, sample_
     assert task_of("sft", max_length=length).size(row).length == length
     with pytest.raises(ValueError, match="sample row-7 has 2 looks; latent_omni takes 1 to 1"):
         task_of("latent_omni", options={"max_train_phases": 1}).size(row)
+
+
+def test_slots_that_do_not_divide_the_bins_are_refused_at_load_by_methods_that_read_anchors(task_of, sample_with):
+    row = replace(row_of(sample_with(1), {}), pooled_bins=(None, 32))
+    for method in METHODS:
+        options = {"num_visual": 5, "num_audio": 3} if "num_visual" in METHODS[method] else {}
+        task = task_of(method, options=options)
+        if method == "latent_omni":
+            with pytest.raises(ValueError, match="stored in 32 bins, which give 1, 2, 4, 8, 16, 32 slots and not 3"):
+                task.size(row)
+        else:
+            assert task.size(row).length == len(task.plan(row))
 
 
 def test_preprocessing_measures_clip_and_words_alone(backbone, tokenizer, vocabulary, task_of, sample_with):

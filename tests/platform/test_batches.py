@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,6 +98,20 @@ def test_outlines_tell_the_shape_of_every_clip_and_read_none(folder):
         shape = (outline.num_frames, outline.height_px, outline.width_px)
         assert shape == _clip(number).frames.shape[:3] and outline.sample_fps == 2.0 + number
         assert outline.num_samples == (None if number == 3 else 1000 + number)
+        assert outline.pooled_bins == (None, None)
+
+
+def test_outlines_tell_in_how_many_bins_segments_were_pooled(tmp_path):
+    part, sample = Part(), _sample(0, 1)
+    part.add_clip("clip0", "c0.mp4", _clip(0))
+    part.add_sample(sample, "clip0")
+    as_is = segment_of(np.ones((3, 5), np.float32), num_visual=2)
+    pooled = replace(as_is.audio, num_features=8)  # twice the bins
+    for segment in cut_segments(sample, "clip0"):
+        part.add_segment(segment, replace(as_is, audio=pooled), encoder="e")
+    write_part(str(tmp_path), part)
+    write_card(tmp_path, Card(name="anchors"))
+    assert TrainingRows.open(tmp_path).outline(0).pooled_bins == (None, 4)
 
 
 @pytest.mark.parametrize("version", [1, 2])

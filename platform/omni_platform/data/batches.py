@@ -62,6 +62,9 @@ class RowOutline:
     sample_fps: float
     num_samples: int | None
     """Of sound at 16 kHz, None for a mute clip."""
+    pooled_bins: tuple[int | None, int | None]
+    """Of the whole folder: in how many bins the visual and audio features of segments were pooled for storage; None
+    where all of them are kept as they are."""
 
 
 class TrainingRows:
@@ -101,7 +104,8 @@ class TrainingRows:
     def outline(self, index: int) -> RowOutline:
         """What is known of a row without reading its clip."""
         clip_id = self._clip_ids[index]
-        return RowOutline(sample=self._samples[index], clip_id=clip_id, **self._clips[clip_id][1])
+        shape = self._clips[clip_id][1]
+        return RowOutline(sample=self._samples[index], clip_id=clip_id, pooled_bins=self._segments.pooled_bins, **shape)
 
     def sample(self, index: int) -> Sample:
         """The sample of a row, without reading its clip."""

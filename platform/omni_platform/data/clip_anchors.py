@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from omni_platform.data.parts import read_rows, to_segment_features
+from omni_platform.data.parts import read_column, read_rows, to_segment_features
 from omni_platform.data.row_groups import RowGroupReader, find_clips
 from omni_platform.data.segments import overlap, same_span
 from omni_platform.schema import SegmentFeatures
@@ -21,6 +21,8 @@ class ClipAnchors:
     def __init__(self, folder: str, *, cached_clips: int = 32) -> None:
         found = find_clips(folder, "anchors")
         self._places = {clip_id: [place for place, _ in of_clip] for clip_id, of_clip in found.items()}
+        self.pooled_bins = (_pooled_bins(folder, "visual"), _pooled_bins(folder, "audio"))
+        """In how many bins visual and audio features were pooled; None where every segment's are kept as they are."""
         self._reader = RowGroupReader(_parse_segments, cached=cached_clips)
         self._segment_ids: dict[str, list[str]] = {}
         """Clip id -> its segments, by time."""
@@ -64,6 +66,11 @@ class ClipAnchors:
 
 def _parse_segments(table: pa.Table) -> dict[str, SegmentFeatures]:
     return {row["segment_id"]: to_segment_features(row) for row in table.to_pylist()}
+
+
+def _pooled_bins(folder: str, sense: str) -> int | None:
+    columns = (read_column(folder, "anchors", f"{sense}_{name}") for name in ("features", "bins"))
+    return next((bins for features, bins in zip(*columns, strict=True) if features >= 2 * bins), None)
 
 
 def _segments_by_clip(folder: str) -> dict[str, list[dict[str, Any]]]:
