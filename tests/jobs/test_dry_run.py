@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -10,10 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from omni_model.sizing import longest_clip, size_step
+from omni_model.task import build_task
 from omni_platform.artifacts import Card, write_card
+from omni_platform.config import load_config
 from omni_platform.data.parts import Part, write_part
 from omni_platform.media.decode import DecodedClip
 from omni_platform.schema import LookStep, Sample, TextStep
+from omni_platform.train.footprint import footprint_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +38,64 @@ def test_the_7b_preset_on_8_gpus_with_256_frames_fits():
     assert "of 80: fits" in done.stdout
     assert "of 37,072 positions, run again backwards" in done.stdout  # 256 frames, and their sound
     assert not list(ROOT.glob("none*"))  # nothing was started, nothing written
+
+
+def test_the_preset_tells_disk_memory_of_a_machine_and_gpu_hours():
+    """8.98 B weights in bf16, 8.31 B of them with 12 bytes of optimizer states: 109.6 GiB a checkpoint."""
+    lines = dry_run("dry_run.num_rows=36000").stdout.splitlines()
+    assert "one epoch               12.8 h  375 steps, 36,000 rows; 102.4 GPU hours" in lines
+    assert "the run                 25.6 h  750 steps; 204.8 GPU hours" in lines
+    assert lines[-7:] == [
+        "disk                       GiB",
+        "  storage_path           328.7  3 checkpoints of 109.6",
+        "  export                  50.2  3 x 16.7",
+        "  TMPDIR of a machine    109.6  checkpoints on their way to and from storage_path",
+        "",
+        "memory of a machine        GiB",
+        "  workers                281.6  at most 8 a machine; Ray's object store comes on top",
+    ]
+
+
+def test_an_elastic_run_whose_fewest_workers_are_too_few_is_refused():
+    """It fits 8 GPUs of 80 GiB, and not the 2 that it may be left with."""
+    done = dry_run("num_workers=[2,8]", "gradient_accumulation_steps=105")
+    assert done.returncode == 1
+    assert "--- on 2 GPUs ---" in done.stdout and "  together                94.0  of 80: DOES NOT FIT" in done.stdout
+    assert "--- on 8 GPUs ---" in done.stdout and "  together                53.4  of 80: fits" in done.stdout
+    assert done.stderr.startswith("dry run: latentomni-7b on 2 GPUs needs 94.0 GiB on every GPU, and there are 80. ")
+    assert done.stderr.endswith("; num_workers=8 (53.4 GiB)\n")
+    enough = dry_run("num_workers=[2,8]", "gradient_accumulation_steps=105", "dry_run.gpu_memory_gib=96")
+    assert enough.returncode == 0, enough.stderr
+
+
+def test_a_machine_without_the_memory_is_refused():
+    done = dry_run("dry_run.host_memory_gib=256")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "dry run: latentomni-7b on 8 GPUs needs 281.6 GiB of host memory on a machine, and there are 256: fewer GPUs "
+        "to a machine, or zero_stage=3\n"
+    )
+
+
+def test_the_toy_s_footprint_is_counted_on_its_real_weights():
+    spec = importlib.util.spec_from_file_location("job_train_dry", ROOT / "jobs" / "train.py")
+    assert spec and spec.loader
+    job = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(job)
+    config = load_config(job.CONFIG, ROOT / "jobs/configs/train/tiny_cpu.yaml")
+    shape = longest_clip(config.task, text_tokens=512, num_phases=2)
+    size = size_step(config.task, shape, batch_size=config.per_device_train_batch_size, value_bytes=4)
+    module = build_task(config.task).module
+    weights = sum(p.numel() for p in module.parameters())
+    learning = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    assert (size.num_weights, size.num_exported, size.num_learning) == (weights, weights, learning)
+    found = footprint_of(config, size, workers=2, gpus_per_node=8)
+    assert found.checkpoint_bytes == 4 * weights + 12 * learning
+    assert (found.num_checkpoints, found.num_exports) == (3, 3)
+    assert found.export_bytes == 4 * weights
+    # 128 grids of 4 visual tokens and 128 s of sound, 16 rows in each of three batches, beside the weights.
+    rows = 16 * 4 * (512 * 4 * 2 * 14**2 * 3 + 128 * 25 * 4 * 128)
+    assert found.host_bytes == pytest.approx(2 * (4 * weights + 3 * rows))
 
 
 def test_data_that_cannot_be_read_from_here_stop_no_plan():
