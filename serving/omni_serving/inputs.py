@@ -88,7 +88,7 @@ def _allowed(text: str, folders: list[Path]) -> Path | None:
 
 
 def explain(error: MediaError) -> RequestError:
-    """What a client is told of a clip that cannot be used."""
+    """The refusal of a clip that cannot be used."""
     if error.reason in ("too_long", "too_large"):
         hint = "cut out the part that the question is about" if error.reason == "too_long" else "scale it down"
         message = f"{error.detail}; {hint}"

@@ -1,7 +1,7 @@
 """Fetch a clip over http(s) from the hosts that the configuration names, and from no other.
 
-A name is looked up once, and the connection goes to the address that was checked: a name that points elsewhere a
-moment later leads nowhere. Environment variables for proxies are not read, because a proxy would look the name up
+A name is looked up once, and the connection goes to the address that was checked: a name that points elsewhere
+afterwards leads nowhere. Environment variables for proxies are not read, because a proxy would look the name up
 again.
 """
 

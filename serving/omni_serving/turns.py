@@ -30,7 +30,7 @@ class Turns:
         try:
             await place
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():  # the slot came in the same moment
+            if place.done() and not place.cancelled():  # the slot came at the same time
                 self.give_back(client)
             else:
                 self._forget(client, place)

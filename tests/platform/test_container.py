@@ -66,7 +66,7 @@ def watched(private) -> Iterator[Watch]:
         yield it
 
 
-def test_each_container_is_told_by_its_first_bytes(clips):
+def test_each_container_is_known_by_its_first_bytes(clips):
     assert {suffix: identify(clip[:HEAD_BYTES]) for suffix, clip in clips.items()} == DEMUXERS
     assert identify(b"\x00\x00\x00\x08wide\x00\x00\x00\x01mdat") == "mov"
     assert identify(b"OggS\x00\x02") == "ogg"

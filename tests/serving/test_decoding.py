@@ -27,7 +27,7 @@ def config_for(film, **changes) -> ServeConfig:
 
 @pytest.fixture
 def endless(film, monkeypatch) -> DecodePool:
-    """A pool of one decoder that works on a clip until it is told to stop."""
+    """A pool of one decoder that works on a clip until it is asked to stop."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(_HOSTILE), os.environ.get("PYTHONPATH", "")]))
     pool = DecodePool(config_for(film), fps=2.0, max_frames=16)
     pool._idle = [DecodeProcess(child="hostile_child")]

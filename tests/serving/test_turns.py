@@ -63,19 +63,19 @@ def test_one_client_never_holds_more_than_its_share() -> None:
     assert before == ["a", "a"] and after == ["a", "a", "b"]
 
 
-@pytest.mark.parametrize("moment", ["before", "just before", "just after"])
-def test_a_request_that_is_given_up_leaves_its_place(moment: str) -> None:
+@pytest.mark.parametrize("when", ["before", "just before", "just after"])
+def test_a_request_that_is_given_up_leaves_its_place(when: str) -> None:
     async def run() -> list[str]:
         turns, order = Turns(1), []
         await turns.take("first")
         (leaving,) = await _queue(turns, ["leaves"], order)
         await _queue(turns, ["stays"], order)
-        if moment == "just after":
+        if when == "just after":
             turns.give_back("first")
             leaving.cancel()
         else:
             leaving.cancel()
-            if moment == "before":
+            if when == "before":
                 await _settle()
             turns.give_back("first")
         await _settle()
