@@ -3,7 +3,7 @@
 decord addresses pictures by number and seeks, which is right for some files and silently wrong for others: it knows
 no edit lists, drops what a seek cannot rebuild, and guesses durations. So PyAV reads the packets first, and only
 where their structure leaves nothing to guess are the pictures taken from decord. The conformance suite
-(tests/platform/conformance) holds both against each other, byte by byte.
+(tests/platform/test_conformance.py) holds both against each other, byte by byte.
 
 decord's FFmpeg is old and finds the container by itself: it is given trusted local files only.
 """
@@ -30,7 +30,8 @@ from omni_platform.media.sampling import on_screen
 decord.logging.set_level(decord.logging.QUIET)
 
 _CONTAINERS = ("mov", "matroska")
-_CODECS = ("h264", "vp9")
+_CODECS = ("h264", "hevc")
+"""Not vp8 and vp9: their packets may hold pictures that are never shown."""
 _CHUNK = 8
 
 
