@@ -17,6 +17,7 @@ import pytest
 from counted_clips import NUM_FRAMES, Recipe, make, read_number
 
 from omni_platform.media.decode import Decoder, MediaError, MediaLimits, decode_clip
+from omni_platform.media.pyav_frames import Pass
 from omni_platform.media.sampling import FrameSampler
 
 PLAIN = Recipe(video_options={"preset": "ultrafast", "crf": "20", "g": "12"})
@@ -198,3 +199,19 @@ def test_file_objects_decode_as_their_path_does_and_stay_open(tmp_path):
 def test_a_decoder_of_another_name_is_refused():
     with pytest.raises(ValueError, match="decoder is one of auto, pyav, decord; got 'ffmpeg'"):
         decode_clip(b"", decoder="ffmpeg")  # type: ignore[arg-type]
+
+
+def test_a_file_longer_than_its_header_says_is_read_twice_not_more(tmp_path, monkeypatch):
+    path = tmp_path / "a.mkv"
+    make(path, replace(PLAIN, suffix="mkv", audio=None))
+    data = path.read_bytes()
+    at = data.index(b"\x44\x89\x88") + 3
+    lying = data[:at] + struct.pack(">d", 200.0) + data[at + 8 :]  # a fifth of a second
+    runs = []
+    run = Pass.run
+    monkeypatch.setattr(Pass, "run", lambda self, *args, **options: runs.append(0) or run(self, *args, **options))
+    clip = decode_clip(lying, fps=25.0, max_frames=20)
+    assert [read_number(frame) for frame in clip.frames] == [int(75 * i / 20) for i in range(20)]
+    assert len(runs) == 2 and clip.duration_s == pytest.approx(3.0, abs=1e-6)
+    runs.clear()
+    assert np.array_equal(decode_clip(data, fps=25.0, max_frames=20).frames, clip.frames) and len(runs) == 1

@@ -5,6 +5,9 @@ no edit lists, drops what a seek cannot rebuild, and guesses durations. So PyAV 
 where their structure leaves nothing to guess are the pictures taken from decord. The conformance suite
 (tests/platform/test_conformance.py) holds both against each other, byte by byte.
 
+What packets cannot show is damage within a picture: a file of which decord replaces a picture goes back to PyAV, but
+where both conceal a broken block, each does it in its way.
+
 decord's FFmpeg is old and finds the container by itself: it is given trusted local files only.
 """
 
@@ -125,7 +128,7 @@ def read_frames(file: Path | BinaryIO, starts_s: np.ndarray, times_s: np.ndarray
         # One thread: many decoders run beside each other, one per core.
         if not isinstance(file, Path):
             file.seek(0)
-        reader = decord.VideoReader(str(file) if isinstance(file, Path) else file, num_threads=1)
+        reader = decord.VideoReader(str(file) if isinstance(file, Path) else file, num_threads=1, fault_tol=1)
         if len(reader) != len(starts_s):
             raise MediaError("undecodable", f"{options.name}: decord counts {len(reader)} of {len(starts_s)} pictures")
         unique, back = np.unique(on_screen(starts_s, times_s), return_inverse=True)
