@@ -6,20 +6,36 @@ python jobs/serve.py --config jobs/configs/serve/local.yaml port=8001
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 
 from omni_platform.config import parse_args
-from omni_platform.runtime import start_ray
+from omni_serving.access import read_keys
 from omni_serving.config import ServeConfig
-from omni_serving.deploy import DeployError, deployed
+from omni_serving.model_source import on_this_machine
 
 CONFIG = ServeConfig
 
 
 def main(argv: list[str] | None = None) -> None:
     config = parse_args(ServeConfig, argv)
-    start_ray()
+    try:
+        read_keys(config)
+        if not os.environ.get("RAY_ADDRESS"):
+            config = on_this_machine(config)
+    except ValueError as error:
+        sys.exit(f"serve: {error}")
+    _serve(config)
+
+
+def _serve(config: ServeConfig) -> None:
+    # Ray Serve and torch take seconds to import, and what is wrong in a configuration is known before.
+    from omni_platform.runtime import start_ray
+    from omni_serving.deploy import DeployError, deployed
+    from omni_serving.proxy import PROXY_ENV
+
+    start_ray(env_vars=PROXY_ENV)
     try:
         # After Ray, which sets a handler of its own that ends the process at once.
         for number in (signal.SIGTERM, signal.SIGINT):

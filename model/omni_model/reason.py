@@ -18,9 +18,21 @@ from omni_model.embedding import embed_batch
 from omni_model.folder import Exported, load_folder
 from omni_model.generate import LatentOverride, Rollout, generate
 from omni_model.pooling import norm_weighted_pool
-from omni_model.processing import resize_frames
+from omni_model.processing import (
+    MEL_HOP,
+    MERGE,
+    PATCH_PX,
+    TEMPORAL_PATCH,
+    fit_size,
+    num_audio_tokens,
+    resize_frames,
+)
 from omni_model.scoring import parse_answer
 from omni_model.sequence import Kind, Plan, PlanBuilder, prepare_media
+
+_SMALLEST_PX = PATCH_PX * MERGE
+_MARKERS, _MARKERS_WITH_SOUND = 2, 4
+"""Positions that open and close a clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +110,27 @@ class Reasoner:
     def num_slots(self) -> int:
         """Latent slots of a phase; 0 for methods without latents."""
         return self._model.method.num_visual + self._model.method.num_audio
+
+    @property
+    def max_positions(self) -> int:
+        """Positions that the model was made for, as its configuration names them."""
+        return int(self._backbone.thinker.config.get_text_config().max_position_embeddings)
+
+    def prompt_positions(self, question: str, options: tuple[str, ...] = ()) -> int:
+        """Positions of a prompt without its clip: what `plan` lays out around it."""
+        black = np.zeros((1, _SMALLEST_PX, _SMALLEST_PX, 3), np.uint8)
+        ask = Ask(question=question, frames=black, sample_fps=self.fps, waveform=None, options=options)
+        smallest = self.clip_positions(num_frames=1, height=_SMALLEST_PX, width=_SMALLEST_PX, num_samples=0)
+        return len(self.plan(ask)) - smallest
+
+    def clip_positions(self, *, num_frames: int, height: int, width: int, num_samples: int) -> int:
+        """Positions of a clip with its markers, by arithmetic: frames as decoded, samples of sound at 16 kHz."""
+        p = self._model.preparation
+        rows, columns = fit_size(height, width, min_pixels=p.video_min_pixels, max_pixels=p.video_max_pixels)
+        patches = -(-num_frames // TEMPORAL_PATCH) * (rows // PATCH_PX) * (columns // PATCH_PX)
+        mel_frames = -(-num_samples // MEL_HOP)
+        sound = max(0, num_audio_tokens(mel_frames)) if p.use_audio_in_video and num_samples else 0
+        return patches // MERGE**2 + sound + (_MARKERS_WITH_SOUND if sound else _MARKERS)
 
     def answer(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Protocol
@@ -12,19 +11,20 @@ from typing import TYPE_CHECKING, Protocol
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
+from omni_serving.access import access_checks, caller
 from omni_serving.config import ServeConfig
-from omni_serving.errors import RequestError, error_body
+from omni_serving.errors import error_body
 from omni_serving.protocol import ChatRequest, ModelEntry, ModelList
 from omni_serving.reading import parse_request
+from omni_serving.refusals import describe, refusal
 from omni_serving.replies import DONE, Envelope, as_events, as_response, event
+from omni_serving.uploads import Body, Upload, Uploads
 
 if TYPE_CHECKING:
     from omni_model.reason import Reply
 
-logger = logging.getLogger("ray.serve")
-_BESIDE_THE_CLIP_BYTES = 1 << 20
-_INTERNAL = "the server failed while answering; its log has the cause"
 _REQUEST_SCHEMA = {
     "requestBody": {
         "required": True,
@@ -38,20 +38,29 @@ class Service(Protocol):
 
     config: ServeConfig
     method_name: str
+    uploads: Uploads
 
     def load(self) -> dict[str, int]:
         """How busy the service is: counts by name."""
         ...
 
-    async def begin(self, request: ChatRequest) -> asyncio.Future[Reply]:
+    def check_health(self) -> None:
+        """An exception where the model can answer nothing any more."""
+        ...
+
+    def check_capacity(self) -> None:
+        """`RequestError` 429 where no request can be taken now."""
+        ...
+
+    async def begin(self, request: ChatRequest, upload: Upload, client: str) -> asyncio.Future[Reply]:
         """Fetch the clip and queue the question; `RequestError` where that cannot be."""
         ...
 
 
-def create_api(service: Service) -> FastAPI:
-    """The routes as an ASGI application."""
+def create_api(service: Service, keys: tuple[str, ...] = ()) -> FastAPI:
+    """The routes as an ASGI application, open to who has one of the keys; to all where there are none."""
     # The documentation pages of FastAPI load scripts from elsewhere; /openapi.json stays.
-    api = FastAPI(title="latentomni", docs_url=None, redoc_url=None)
+    api = FastAPI(title="latentomni", docs_url=None, redoc_url=None, middleware=access_checks(service.config, keys))
     routes = _Routes(service)
     api.add_api_route("/health", routes.health, methods=["GET"], response_model=None)
     api.add_api_route("/v1/models", routes.models, methods=["GET"])
@@ -71,9 +80,16 @@ class _Routes:
         self._service = service
         self._loaded_at = int(time.time())
 
-    async def health(self) -> dict:
-        """An answer at all means: the model is loaded. The counts are of the replica that answers."""
-        return {"status": "ok", "model": self._service.config.model_name, **self._service.load()}
+    async def health(self) -> JSONResponse:
+        """200 while the model can answer, at capacity too; 503 where it cannot. The counts are those of one replica."""
+        service = self._service
+        state = {"model": service.config.model_name, **service.load()}
+        try:
+            service.check_health()
+        except Exception:
+            return JSONResponse({"status": "failed", **state}, status_code=503)
+        full = state["open_requests"] >= service.config.max_requests
+        return JSONResponse({"status": "at_capacity" if full else "ok", **state})
 
     async def models(self) -> ModelList:
         service = self._service
@@ -81,17 +97,24 @@ class _Routes:
         return ModelList(data=[entry])
 
     async def chat(self, request: Request) -> Response:
+        body = Body(request.receive)
         try:
-            return await self._chat(request)
+            return await self._chat(request, body)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody reads it
         except Exception as error:
-            return _error_response(error)
+            return await refusal(error, body)
 
-    async def _chat(self, request: Request) -> Response:
-        service = self._service
-        body = await _read_body(request, _max_body_bytes(service.config))
-        # A clip in a data URI makes a body of many megabytes: not on the event loop.
-        chat_request = await asyncio.to_thread(parse_request, body)
-        pending = await service.begin(chat_request)
+    async def _chat(self, request: Request, body: Body) -> Response:
+        service, loop = self._service, asyncio.get_running_loop()
+        latest = loop.time() + service.config.request_timeout_s
+        async with asyncio.timeout_at(latest):
+            # Before the body: a server at capacity reads nothing.
+            service.check_capacity()
+            async with service.uploads.receive(body, request.headers.get("content-length")) as upload:
+                chat_request = await asyncio.to_thread(parse_request, upload.text)
+                reply = await service.begin(chat_request, upload, caller(request.scope))
+        pending = asyncio.wait_for(reply, latest - loop.time())
         envelope = Envelope(model=service.config.model_name)
         if chat_request.stream:
             include_usage = chat_request.stream_options.include_usage
@@ -101,60 +124,20 @@ class _Routes:
         return Response(response.model_dump_json(), media_type="application/json")
 
 
-def _max_body_bytes(config: ServeConfig) -> int:
-    """Room for the largest clip in base64."""
-    return (config.max_video_bytes + 2) // 3 * 4 + _BESIDE_THE_CLIP_BYTES
-
-
-async def _read_body(request: Request, max_bytes: int) -> bytes:
-    """The body, given up on as soon as it is known to be too large."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > max_bytes:
-        raise _body_too_large(max_bytes)
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise _body_too_large(max_bytes)
-    return bytes(body)
-
-
-def _body_too_large(max_bytes: int) -> RequestError:
-    return RequestError(
-        f"the request is larger than {max_bytes} bytes; send a smaller clip, or a file in an allowed folder",
-        code="media_too_large",
-        status=413,
-    )
-
-
 async def _guarded(events: AsyncIterator[str]) -> AsyncIterator[str]:
-    """The stream, with a failure told as its last event: its status code has long been sent."""
+    """The stream, with a failure reported as its last event: its status code has long been sent."""
     try:
         async for line in events:
             yield line
     except Exception as error:
-        _, body = _describe(error)
+        _, body = describe(error)
         yield event(json.dumps(body))
         yield DONE
-
-
-def _error_response(error: Exception) -> JSONResponse:
-    status, body = _describe(error)
-    headers = {"Retry-After": "1"} if status == 429 else None
-    return JSONResponse(body, status_code=status, headers=headers)
-
-
-def _describe(error: Exception) -> tuple[int, dict]:
-    if isinstance(error, RequestError):
-        body = error_body(error.message, status=error.status, code=error.code, param=error.param)
-        return error.status, body
-    logger.error("a request failed", exc_info=error)
-    return 500, error_body(_INTERNAL, status=500, code="internal_error")
 
 
 async def _not_served(request: Request, error: Exception) -> JSONResponse:
     """Wrong path or method: Starlette's own answers, in our shape."""
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail}; the routes are in /openapi.json"
+    message = f"{request.method} {request.url.path[:200]}: {error.detail}; the routes are in /openapi.json"
     body = error_body(message, status=error.status_code, code="no_such_route")
     return JSONResponse(body, status_code=error.status_code, headers=error.headers)

@@ -14,6 +14,8 @@ from omni_serving.app import build_app
 from omni_serving.config import ServeConfig
 
 APP_NAME = "latentomni"
+_PROXY_WAITS_LONGER_S = 30.0
+_KEEP_ALIVE_S = 75
 
 
 class DeployError(RuntimeError):
@@ -30,7 +32,13 @@ def deployed(config: ServeConfig, app: Application | None = None) -> Iterator[st
     _check_port_is_free(config)
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
-        http_options=HTTPOptions(host=config.host, port=config.port),
+        http_options=HTTPOptions(
+            host=config.host,
+            port=config.port,
+            # The replica's own deadlines come first and explain themselves; this one is for a replica that hangs.
+            request_timeout_s=config.request_timeout_s + _PROXY_WAITS_LONGER_S,
+            keep_alive_timeout_s=_KEEP_ALIVE_S,
+        ),
     )
     try:
         _run(app or build_app(config))

@@ -1,13 +1,13 @@
 """Concurrent requests share model calls.
 
-Callers know `room` and `submit`, and nothing of batches: an engine that admits a request while its neighbour
-is in the middle of a latent phase fits behind the same two.
+Callers know `place` and `submit`, and nothing of batches: an engine that admits a request while another one is in
+the middle of a latent phase fits behind the same two.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -33,6 +33,16 @@ class Reasoner(Protocol):
     @property
     def method_name(self) -> str: ...
 
+    @property
+    def max_positions(self) -> int: ...
+
+    @property
+    def num_slots(self) -> int: ...
+
+    def prompt_positions(self, question: str, options: tuple[str, ...]) -> int: ...
+
+    def clip_positions(self, *, num_frames: int, height: int, width: int, num_samples: int) -> int: ...
+
     def answer(self, asks: list[Ask], *, max_new_tokens: int, max_phases: int) -> list[Reply]: ...
 
 
@@ -40,6 +50,7 @@ class Reasoner(Protocol):
 class _Job:
     ask: Ask
     limits: Limits
+    client: str
     reply: asyncio.Future[Reply]
 
 
@@ -70,27 +81,31 @@ class Engine:
             "max_requests": self._max_requests,
         }
 
-    @contextmanager
-    def room(self) -> Iterator[None]:
-        """A place for a request while its clip is fetched and decoded; `RequestError` 429 where none is left.
-
-        Decoded clips are the memory of a replica, so the bound is here and not at `submit`.
-        """
+    def check_capacity(self) -> None:
+        """`RequestError` 429 where no place is left."""
         if self._open_requests >= self._max_requests:
             raise RequestError(
                 f"the server is full ({self._max_requests} requests); try again in a moment",
                 code="server_full",
                 status=429,
             )
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place for a request while its clip is fetched and decoded; `RequestError` 429 where none is left.
+
+        Decoded clips are the memory of a replica, so the bound is here and not at `submit`.
+        """
+        self.check_capacity()
         self._open_requests += 1
         try:
             yield
         finally:
             self._open_requests -= 1
 
-    def submit(self, ask: Ask, limits: Limits) -> asyncio.Future[Reply]:
-        """Queue a request, from inside `room`; cancelling the future withdraws it if it has not begun."""
-        job = _Job(ask=ask, limits=limits, reply=asyncio.get_running_loop().create_future())
+    def submit(self, ask: Ask, limits: Limits, *, client: str = "") -> asyncio.Future[Reply]:
+        """Queue a request, from inside `place`; clients take turns. A cancelled future withdraws it."""
+        job = _Job(ask=ask, limits=limits, client=client, reply=asyncio.get_running_loop().create_future())
         self._open_requests += 1
         job.reply.add_done_callback(self._leave)
         self._waiting.append(job)
@@ -119,12 +134,19 @@ class Engine:
             self._num_answering = 0
 
     def _take_batch(self) -> list[_Job]:
-        """The oldest request and those behind it that can share its call; withdrawn ones are dropped."""
+        """The first request and those behind it that can share its call; withdrawn ones are dropped.
+
+        A client's second request comes after the first of every other client, and so on; else the oldest comes first.
+        """
         batch: list[_Job] = []
         rest: deque[_Job] = deque()
+        turns: Counter[str] = Counter()
+        queue: list[tuple[int, _Job]] = []
         for job in self._waiting:
-            if job.reply.done():
-                continue
+            if not job.reply.done():
+                queue.append((turns[job.client], job))
+                turns[job.client] += 1
+        for _, job in sorted(queue, key=lambda entry: entry[0]):
             fits = len(batch) < self._max_batch_size and (not batch or job.limits == batch[0].limits)
             (batch if fits else rest).append(job)
         self._waiting = rest
@@ -157,6 +179,6 @@ class Engine:
             for job in batch:
                 await self._answer([job])
         elif not batch[0].reply.done():
-            # A ValueError of the model room speaks of what it was given, and says how to mend it.
+            # A ValueError of omni_model speaks of what it was given, and says how to mend it.
             refusal = RequestError(str(error), code="not_answerable") if isinstance(error, ValueError) else error
             batch[0].reply.set_exception(refusal)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_TYPES = {404: "not_found_error", 429: "rate_limit_error"}
+_TYPES = {403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
 class RequestError(ValueError):

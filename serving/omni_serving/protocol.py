@@ -7,9 +7,44 @@ the latent steps.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+MAX_OPTIONS = 26
+"""Options of one question: each has a letter."""
+MAX_OPTION_CHARS = 1000
+MAX_PARTS = 64
+NOT_OFFERED = "not_offered"
+"""The type of the error for a value that would change the answer."""
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "temperature": (0,),
+    "top_p": (1,),
+    "top_k": (-1, 0, 1),
+    "min_p": (0,),
+    "seed": (),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "stop": ([], ""),
+    "tools": ([],),
+    "tool_choice": ("none",),
+    "functions": ([],),
+    "function_call": ("none",),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "reasoning_effort": (),
+}
+"""What clients may send that the server does not do: besides null, the values that ask for nothing."""
 
 
 class _Strict(BaseModel):
@@ -18,6 +53,8 @@ class _Strict(BaseModel):
 
 
 class TextPart(_Strict):
+    """A piece of the question; how long it may be is counted in positions."""
+
     type: Literal["text"]
     text: str
 
@@ -42,8 +79,8 @@ Part = Annotated[TextPart | VideoUrlPart | VideoPart, Field(discriminator="type"
 
 
 class Message(_Strict):
-    role: str
-    content: list[Part]
+    role: str = Field(max_length=32)
+    content: list[Part] = Field(max_length=MAX_PARTS)
 
     @field_validator("content", mode="before")
     @classmethod
@@ -58,26 +95,65 @@ class StreamOptions(_Strict):
 class ChatRequest(_Strict):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: list[Message]
-    model: str | None = None
+    messages: list[Message] = Field(max_length=16)
+    model: str | None = Field(default=None, max_length=256)
     """None = the model that is served."""
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     """The newer name of `max_tokens`; it wins."""
     max_phases: int | None = Field(default=None, ge=0)
-    options: tuple[str, ...] = ()
+    options: tuple[Annotated[str, Field(min_length=1, max_length=MAX_OPTION_CHARS)], ...] = Field(
+        default=(), max_length=MAX_OPTIONS
+    )
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    n: Literal[1] = 1
-    # Decoding is greedy. Clients send these by default, so they are taken and have no effect.
-    temperature: Any = None
-    top_p: Any = None
-    seed: Any = None
-    frequency_penalty: Any = None
-    presence_penalty: Any = None
+    # Of no effect on the answer, and taken.
     user: Any = None
     metadata: Any = None
     store: Any = None
+    service_tier: Any = None
+    parallel_tool_calls: Any = None
+    # Decoding is greedy, one answer, words only: see `_NEUTRAL`.
+    n: Any = None
+    best_of: Any = None
+    temperature: Any = None
+    top_p: Any = None
+    top_k: Any = None
+    min_p: Any = None
+    seed: Any = None
+    frequency_penalty: Any = None
+    presence_penalty: Any = None
+    repetition_penalty: Any = None
+    logit_bias: Any = None
+    logprobs: Any = None
+    top_logprobs: Any = None
+    stop: Any = None
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
+    response_format: Any = None
+    modalities: Any = None
+    audio: Any = None
+    prediction: Any = None
+    reasoning_effort: Any = None
+
+    @field_validator(*_NEUTRAL)
+    @classmethod
+    def _asks_for_nothing(cls, value: Any, info: ValidationInfo) -> Any:
+        neutral = _NEUTRAL[str(info.field_name)]
+        # To Python True is 1, and to a client it is a mistake.
+        if value is None or any(
+            value == each and isinstance(value, bool) == isinstance(each, bool) for each in neutral
+        ):
+            return value
+        instead = "".join(f" or send {json.dumps(each)}" for each in neutral[:1])
+        raise PydanticCustomError(
+            NOT_OFFERED,
+            "this value would change the answer, and the server gives one answer by greedy decoding; "
+            "leave it out{instead}",
+            {"instead": instead},
+        )
 
     @field_validator("stream_options", mode="before")
     @classmethod

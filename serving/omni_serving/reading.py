@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from omni_serving.config import ServeConfig
 from omni_serving.errors import RequestError
-from omni_serving.protocol import ChatRequest, Message, TextPart, VideoPart, VideoUrlPart
+from omni_serving.protocol import NOT_OFFERED, ChatRequest, Message, TextPart, VideoPart, VideoUrlPart
+from omni_serving.uploads import Upload
 
+_MAX_QUOTED_CHARS = 100
 _SEND_A_VIDEO = (
     'add a part {"type": "video_url", "video_url": {"url": "..."}} to the user message, where url is a file '
     "in a folder that the server allows (a path or file://...), or data:video/mp4;base64,..."
@@ -57,6 +60,27 @@ def read_prompt(request: ChatRequest) -> Prompt:
     return Prompt(question=question, video_url=_only_video(message), options=request.options)
 
 
+def clip_source(prompt: Prompt, upload: Upload) -> Path | str:
+    """Where the clip is: the file of the body's data URI, or the address that the request names.
+
+    `RequestError` for a data URI that stands anywhere but in the video part.
+    """
+    url = prompt.video_url.strip()
+    if upload.clip is not None and url == upload.reference:
+        return upload.clip
+    if upload.clip is not None:
+        raise RequestError(
+            "there is a data URI outside the video part: send it as the video, or leave it out",
+            code="bad_data_uri",
+            param="messages",
+        )
+    if url.lower().startswith("data:"):
+        raise RequestError(
+            "a data URI must have the form data:video/mp4;base64,...", code="bad_data_uri", param="messages"
+        )
+    return url
+
+
 def read_limits(request: ChatRequest, config: ServeConfig) -> Limits:
     """The request's limits, or the server's where it names none; `RequestError` above the server's."""
     asked_tokens = request.max_completion_tokens or request.max_tokens
@@ -86,12 +110,14 @@ def _explain(problem: ErrorDetails) -> RequestError:
     if problem["type"] == "extra_forbidden":
         return RequestError(_unknown_field(problem["loc"]), code="unknown_field", param=path)
     if problem["type"] == "union_tag_invalid":
-        tag = problem.get("ctx", {}).get("tag")
+        tag = str(problem.get("ctx", {}).get("tag"))[:_MAX_QUOTED_CHARS]
         message = f"{path}: no parts of type {tag!r} are taken; send 'text', 'video_url' or 'video'"
         return RequestError(message, code="unknown_part", param=path)
     if problem["type"] == "union_tag_not_found":
         message = f"{path}: a part needs a 'type': 'text', 'video_url' or 'video'"
         return RequestError(message, code="unknown_part", param=path)
+    if problem["type"] == NOT_OFFERED:
+        return RequestError(f"{path}: {problem['msg']}", code="unsupported_value", param=path)
     where = f"{path}: " if path else "the body: "
     return RequestError(where + problem["msg"][0].lower() + problem["msg"][1:], param=path or None)
 
@@ -104,12 +130,13 @@ def _dotted(loc: tuple[int | str, ...]) -> str:
             text += f"[{piece}]"
         elif i == 0 or not (isinstance(loc[i - 1], int) and piece in ("text", "video_url", "video")):
             # After an index, those words are the tag of a part and no field of the request.
+            piece = piece[:_MAX_QUOTED_CHARS]
             text += f".{piece}" if text else piece
     return text
 
 
 def _unknown_field(loc: tuple[int | str, ...]) -> str:
-    name = str(loc[-1])
+    name = str(loc[-1])[:_MAX_QUOTED_CHARS]
     near = difflib.get_close_matches(name, list(ChatRequest.model_fields), n=1) if len(loc) == 1 else []
     hint = f"; did you mean {near[0]!r}?" if near else "; leave it out"
     return f"{_dotted(loc[:-1]) or 'the request'} has an unknown field {name!r}{hint}"

@@ -206,7 +206,7 @@ def _copy(response: http.client.HTTPResponse, file: BinaryIO, config: ServeConfi
         if elapsed_s > _SILENCE_S and total < config.fetch_min_bytes_per_s * elapsed_s:
             raise _refused("the clip's host sends too slowly; send it as a data URI", "media_unreachable")
     if response.length:  # what is missing of the announced length
-        raise _refused("the clip's host broke off in the middle; try again", "media_unreachable")
+        raise ConnectionError("its host broke off in the middle")
 
 
 def _too_large(max_bytes: int) -> RequestError:

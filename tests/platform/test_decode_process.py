@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from omni_platform.media.decode import decode_clip
-from omni_platform.media.decode_process import DecodeProcess
+from omni_platform.media.decode_process import DecodeProcess, _report_layers
 from omni_platform.media.errors import MediaError
 
 
@@ -114,6 +114,14 @@ def test_a_clip_that_crashes_the_decoder_is_refused_and_the_next_one_decodes(cap
     assert _refusal(captured, attack="environment", target="X").reason == "attack"
 
 
+def test_a_decoder_that_died_between_clips_is_replaced_and_no_clip_is_blamed(captured):
+    captured.start()
+    assert captured._child is not None
+    captured._child.poll = lambda: None  # it dies after it was seen alive
+    os.kill(_pid(captured), signal.SIGKILL)
+    assert _refusal(captured, attack="environment", target="X").detail == "saw None"
+
+
 def test_memory_is_bounded_and_a_clip_that_wants_more_is_refused(captured):
     error = _refusal(captured, name="big.mp4", attack="memory", target=str(200 << 20))
     assert str(error) == "big.mp4 takes more memory to decode than a clip may [too_large]"
@@ -149,6 +157,13 @@ def test_a_captured_process_reaches_nothing(captured, attack, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["private"]
 
 
+def test_the_log_says_once_what_the_sandbox_leaves_open(caplog):
+    for layers in (("limits", "landlock"), ("limits", "landlock")):
+        _report_layers(layers)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "would reach the network on this machine (layers of the sandbox: limits, landlock)" in caplog.text
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
 def test_a_captured_process_reaches_no_address(captured):
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -159,7 +174,7 @@ def test_a_captured_process_reaches_no_address(captured):
 def test_the_child_does_not_outlive_a_parent_that_is_killed(film):
     program = (
         "import sys\n"
-        "from omni_platform.media.decode_process import DecodeProcess\n"
+        "from omni_platform.media.decode_process import DecodeProcess, _report_layers\n"
         "decoder = DecodeProcess(child='hostile_child')\n"
         "decoder.start()\n"
         "print(decoder._child.pid, flush=True)\n"

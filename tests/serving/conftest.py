@@ -6,15 +6,18 @@ import base64
 import json
 import socket
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import ray
 
@@ -25,6 +28,10 @@ from omni_platform.runtime import start_ray
 from omni_serving.app import bind_app
 from omni_serving.config import ServeConfig
 from omni_serving.deploy import deployed
+from omni_serving.proxy import PROXY_ENV
+
+# For what test files share, here and with those of the media package.
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "platform")]
 
 # Workers cannot import a test module: what is defined here travels whole.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -34,6 +41,13 @@ class ColourReasoner:
     """Names the colour of the first picture; `wait for PATH` is answered once that file is there."""
 
     fps, max_frames, method_name = 2.0, 16, "colours"
+    max_positions, num_slots = 4096, 6
+
+    def prompt_positions(self, question: str, options: tuple[str, ...]) -> int:
+        return 10 + len(question.split()) + sum(len(option.split()) for option in options)
+
+    def clip_positions(self, *, num_frames: int, height: int, width: int, num_samples: int) -> int:
+        return 4 * num_frames + num_samples // 640
 
     def answer(self, asks: list[Ask], *, max_new_tokens: int, max_phases: int) -> list[Reply]:
         for ask in asks:
@@ -84,6 +98,24 @@ def _wait_until(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
         time.sleep(0.01)
 
 
+@contextmanager
+def peak_memory(process: psutil.Process) -> Iterator[list[int]]:
+    """The highest resident size seen within the block, in bytes."""
+    peak, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            peak[0] = max(peak[0], process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
+
+
 @dataclass(frozen=True)
 class Film:
     """A rendered scene in the folder that the server may open."""
@@ -108,7 +140,14 @@ class Client:
 
     def post(self, body: Any, path: str = "/v1/chat/completions") -> tuple[int, Any]:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return self._send(urllib.request.Request(self.url + path, data))
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        return self._send(request)
+
+    def replica(self) -> psutil.Process:
+        """The process of the replica, among those that this test's Ray has started."""
+        driver = psutil.Process()
+        [replica] = [child for child in driver.children(recursive=True) if "ServeReplica" in child.name()]
+        return replica
 
     def ask(self, video: str | Path, question: str = "Which colour is first?", **more: Any) -> tuple[int, Any]:
         return self.post(self.body(video, question, **more))
@@ -139,7 +178,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Film:
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    start_ray(num_cpus=2, object_store_memory_bytes=200_000_000)
+    start_ray(num_cpus=2, object_store_memory_bytes=200_000_000, env_vars=PROXY_ENV)
     try:
         yield
     finally:
@@ -152,7 +191,7 @@ def server(local_ray: None, film: Film, tmp_path_factory: pytest.TempPathFactory
     config = ServeConfig(
         model=str(tmp_path_factory.mktemp("colours")),
         served_model_name="colours",
-        port=_free_port(),
+        port=free_port(),
         allowed_media_dirs=(str(film.folder),),
         max_batch_size=8,
         max_requests=17,
@@ -163,7 +202,7 @@ def server(local_ray: None, film: Film, tmp_path_factory: pytest.TempPathFactory
         yield Client(url)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -20,6 +20,13 @@ class Recorder:
     """A reasoner that notes its calls; `gate` holds it while a test fills the queue."""
 
     fps, max_frames, method_name = 2.0, 16, "recorder"
+    max_positions, num_slots = 4096, 0
+
+    def prompt_positions(self, question: str, options: tuple[str, ...]) -> int:
+        return 0
+
+    def clip_positions(self, **shape: int) -> int:
+        return 0
 
     def __init__(self) -> None:
         self.calls: list[list[Any]] = []
@@ -45,7 +52,7 @@ def engine_for(reasoner: Recorder, **changes: Any) -> Engine:
 
 
 def submit(engine: Engine, ask: Any, limits: Limits = SHORT) -> asyncio.Future:
-    with engine.room():
+    with engine.place():
         return engine.submit(ask, limits)
 
 
@@ -147,8 +154,8 @@ def test_a_full_house_refuses_and_recovers() -> None:
         engine = engine_for(reasoner, max_requests=3)
         first = await hold(engine, reasoner)
         second = submit(engine, "second")
-        with engine.room():  # a third, whose clip is still being decoded
-            with pytest.raises(RequestError, match="full") as caught, engine.room():
+        with engine.place():  # a third, whose clip is still being decoded
+            with pytest.raises(RequestError, match="full") as caught, engine.place():
                 pass
             assert caught.value.status == 429
             assert engine.load()["open_requests"] == 3

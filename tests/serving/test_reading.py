@@ -9,7 +9,8 @@ import pytest
 
 from omni_serving.config import ServeConfig
 from omni_serving.errors import RequestError, error_body
-from omni_serving.reading import Limits, Prompt, check_model, parse_request, read_limits, read_prompt
+from omni_serving.reading import Limits, Prompt, check_model, clip_source, parse_request, read_limits, read_prompt
+from omni_serving.uploads import Upload
 
 TEXT = {"type": "text", "text": "Which colour?"}
 VIDEO = {"type": "video_url", "video_url": {"url": "clip.mp4"}}
@@ -81,7 +82,6 @@ def test_wrong_fields_are_named_with_their_place() -> None:
         "messages[0].role": {"messages": [{"content": "x"}]},
         "messages": {"model": "m"},
         "max_tokens": {**body_with([TEXT, VIDEO]), "max_tokens": 0},
-        "n": {**body_with([TEXT, VIDEO]), "n": 2},
     }
     for param, body in cases.items():
         problem = refusal(body)
@@ -93,8 +93,8 @@ def test_an_unknown_field_names_the_nearest() -> None:
     problem = refusal({**body_with([TEXT, VIDEO]), "max_phase": 2})
     assert problem.code == "unknown_field"
     assert problem.message == "the request has an unknown field 'max_phase'; did you mean 'max_phases'?"
-    problem = refusal({**body_with([TEXT, VIDEO]), "tools": []})
-    assert problem.message == "the request has an unknown field 'tools'; leave it out"
+    problem = refusal({**body_with([TEXT, VIDEO]), "extra_body": {}})
+    assert problem.message == "the request has an unknown field 'extra_body'; leave it out"
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,99 @@ def test_a_body_that_is_no_request_is_refused(body, code) -> None:
     assert problem.message.startswith("the body")
 
 
-def test_what_every_client_sends_is_taken() -> None:
-    request(temperature=0.7, top_p=1, seed=1, user="u", stream=False, stream_options=None, n=1)
+NEUTRAL = {
+    "n": [1],
+    "temperature": [0, 0.0],
+    "top_p": [1, 1.0],
+    "top_k": [-1, 1],
+    "frequency_penalty": [0],
+    "presence_penalty": [0],
+    "logit_bias": [{}],
+    "logprobs": [False],
+    "top_logprobs": [0],
+    "stop": [[]],
+    "tools": [[]],
+    "tool_choice": ["none"],
+    "response_format": [{"type": "text"}],
+    "modalities": [["text"]],
+}
+WOULD_CHANGE_THE_ANSWER = {
+    "n": [2, 0, "1"],
+    "best_of": [2],
+    "temperature": [0.7, 1, -1, "0", True],
+    "top_p": [0.9, 0],
+    "top_k": [40],
+    "min_p": [0.1],
+    "seed": [1, 0],
+    "frequency_penalty": [0.5],
+    "presence_penalty": [-1],
+    "repetition_penalty": [1.1],
+    "logit_bias": [{"5": 100}],
+    "logprobs": [True],
+    "top_logprobs": [5],
+    "stop": ["\n", ["a"]],
+    "tools": [[{"type": "function"}]],
+    "tool_choice": ["auto", "required"],
+    "functions": [[{"name": "f"}]],
+    "response_format": [{"type": "json_object"}],
+    "modalities": [["text", "audio"]],
+    "audio": [{"voice": "x"}],
+    "reasoning_effort": ["high"],
+}
+
+
+def test_what_asks_for_nothing_is_taken() -> None:
+    for name in WOULD_CHANGE_THE_ANSWER:
+        request(**{name: None})
+    for name, values in NEUTRAL.items():
+        for value in values:
+            request(**{name: value})
+    request(user="u", stream=False, stream_options=None, metadata={"a": "b"}, store=False)
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in WOULD_CHANGE_THE_ANSWER.items() for v in values])
+def test_what_would_change_the_answer_is_refused(name, value) -> None:
+    problem = refusal({**body_with([TEXT, VIDEO]), name: value})
+    assert (problem.code, problem.param) == ("unsupported_value", name)
+    assert problem.message.startswith(f"{name}: this value would change the answer")
+    assert "greedy" in problem.message and "leave it out" in problem.message
+
+
+def test_the_refusal_names_the_value_that_works() -> None:
+    assert refusal({**body_with([TEXT, VIDEO]), "temperature": 0.7}).message.endswith("leave it out or send 0")
+
+
+def test_text_and_options_are_bounded() -> None:
+    for param, body in (
+        ("options", {**body_with([TEXT, VIDEO]), "options": ["x"] * 27}),
+        ("options[1]", {**body_with([TEXT, VIDEO]), "options": ["x", "y" * 1001]}),
+        ("options[0]", {**body_with([TEXT, VIDEO]), "options": [""]}),
+        ("messages", {"messages": [{"role": "user", "content": "x"}] * 17}),
+        ("messages[0].content", body_with([TEXT] * 65)),
+        ("messages[0].role", {"messages": [{"role": "u" * 33, "content": "x"}]}),
+        ("model", {**body_with([TEXT, VIDEO]), "model": "m" * 257}),
+    ):
+        problem = refusal(body)
+        assert problem.param == param
+        assert len(problem.message) < 300
+    assert len(refusal({**body_with([TEXT, VIDEO]), "k" * 10_000: 1}).message) < 300
+
+
+def test_a_data_uri_stands_in_the_video_part_alone(tmp_path) -> None:
+    upload = Upload(text=b"", reference="upload-1", clip=tmp_path / "upload-1")
+    none = Upload(text=b"", reference="upload-1", clip=None)
+
+    def prompt(url: str) -> Prompt:
+        return Prompt(question="q", video_url=url, options=())
+
+    assert clip_source(prompt("upload-1"), upload) == tmp_path / "upload-1"
+    assert clip_source(prompt(" clip.mp4 "), none) == "clip.mp4"
+    # Without a data URI in the body, the reference is a word like any other.
+    assert clip_source(prompt("upload-1"), none) == "upload-1"
+    for url, given in (("clip.mp4", upload), ("data:video/mp4,AAAA", none), ("DATA:;base64", none)):
+        with pytest.raises(RequestError) as caught:
+            clip_source(prompt(url), given)
+        assert (caught.value.status, caught.value.code) == (400, "bad_data_uri")
 
 
 def test_limits_come_from_the_request_within_the_servers() -> None:

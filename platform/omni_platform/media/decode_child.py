@@ -26,6 +26,8 @@ from omni_platform.media.decode_channel import Channel, ChannelError
 from omni_platform.media.errors import MediaError
 from omni_platform.media.sandbox import SandboxLimits, limit_cpu, lock_down
 
+BEGUN = b"begun"
+"""What the caller hears when a clip has arrived: what happens from here on is that clip's doing."""
 CANCEL = b"cancel"
 """What the caller sends in the middle of a clip that it no longer wants."""
 
@@ -39,6 +41,7 @@ def serve(channel: Channel, layers: tuple[str, ...]) -> None:
             continue  # it crossed the answer to the clip that it meant
         request = pickle.loads(message)  # from the caller, who is trusted
         with channel.receive_file() as file:
+            channel.send(BEGUN)
             _answer(channel, file, **request)
 
 

@@ -24,10 +24,10 @@ import numpy as np
 
 from omni_platform.media.clip_source import name_of, opened
 from omni_platform.media.decode import DecodedClip
-from omni_platform.media.decode_channel import Channel
-from omni_platform.media.decode_child import CANCEL
+from omni_platform.media.decode_channel import Channel, ChannelError
+from omni_platform.media.decode_child import BEGUN, CANCEL
 from omni_platform.media.errors import MediaError
-from omni_platform.media.sandbox import SANDBOX_LAYERS
+from omni_platform.media.sandbox import exposed_by
 
 logger = logging.getLogger(__name__)
 
@@ -140,12 +140,9 @@ class DecodeProcess:
         deadline_s: float,
         stopped: Callable[[], bool],
     ) -> DecodedClip:
-        assert self._channel is not None
-        name, channel = request["name"], self._channel
+        name = request["name"]
         try:
-            request = {**request, "deadline_s": max(0.0, until_s - time.monotonic())}
-            channel.send(pickle.dumps(request))
-            channel.send_file(file)
+            channel = self._hand_over(file, request, until_s)
             was_cancelled = self._wait(channel, until_s, stopped)
             reply = json.loads(channel.receive(until_s + _GRACE_S))
             if "reason" not in reply:
@@ -168,6 +165,26 @@ class DecodeProcess:
         if reason == "deadline":
             detail = f"{name} was not decoded within {deadline_s:g} s"
         raise MediaError(reason, detail)
+
+    def _hand_over(self, file: BinaryIO, request: dict[str, Any], until_s: float) -> Channel:
+        """Give a clip to the child. One that has died since its last clip is replaced: this clip did not do it."""
+        for child_is_new in (False, True):
+            self.start()
+            assert self._channel is not None
+            channel = self._channel
+            try:
+                deadline_s = max(0.0, until_s - time.monotonic())
+                channel.send(pickle.dumps({**request, "deadline_s": deadline_s}))
+                channel.send_file(file)
+                if channel.receive(until_s + _GRACE_S) == BEGUN:
+                    return channel
+            except TimeoutError:
+                raise
+            except OSError:
+                if child_is_new:
+                    raise
+            self.close()
+        raise ChannelError("the child does not begin")
 
     def _wait(self, channel: Channel, until_s: float, stopped: Callable[[], bool]) -> bool:
         """Wait for the child's answer; True where the clip was withdrawn meanwhile."""
@@ -211,15 +228,15 @@ def _environment() -> dict[str, str]:
 
 
 def _report_layers(layers: tuple[str, ...]) -> None:
-    """Say once what the sandbox consists of here; a warning where something is missing."""
+    """Say once what the sandbox consists of here; a warning where something is left open."""
     if layers in _reported_layers:
         return
     _reported_layers.add(layers)
-    if missing := [layer for layer in SANDBOX_LAYERS if layer not in layers]:
+    if exposed := exposed_by(layers):
         logger.warning(
-            "clips are decoded without these layers of the sandbox: %s (it has %s); Linux 6.7 or newer has all",
-            ", ".join(missing),
-            ", ".join(layers) or "none",
+            "a clip that takes over its decoder would reach %s on this machine (layers of the sandbox: %s); decode "
+            "clips from strangers on Linux 5.13 or newer, where containers may use seccomp and Landlock",
+            *(" and ".join(exposed), ", ".join(layers) or "none"),
         )
     else:
         logger.info("clips are decoded in a sandbox: %s", ", ".join(layers))

@@ -148,3 +148,13 @@ _LAYERS: dict[str, Callable[[SandboxLimits], bool]] = {
 }
 SANDBOX_LAYERS = tuple(_LAYERS)
 """All layers there are, by name."""
+_COVERED_BY = {
+    "files": {"landlock", "syscalls"},
+    "the network": {"namespace", "syscalls"},
+    "all memory": {"limits"},
+}
+
+
+def exposed_by(layers: tuple[str, ...]) -> list[str]:
+    """What a process with only these layers can still reach. Layers overlap: containers rarely allow namespaces."""
+    return [what for what, any_of in _COVERED_BY.items() if not any_of & set(layers)]
