@@ -9,7 +9,7 @@ REJOINING = ("mpegts", "mpeg")
 BACK_S = 0.1
 """A step back by so much is such a jump."""
 FORWARD_S = 10.0
-"""A step ahead by more than this is one too (FFmpeg's own threshold). In other containers a long hold is a long hold."""
+"""A step ahead by more than this is one too, as FFmpeg has it. In other containers a long hold is a long hold."""
 
 
 class Clock:
