@@ -61,7 +61,7 @@ def test_no_message_holds_a_path_a_source_line_or_a_pointer(tmp_path):
     path.parent.mkdir()
     make(path, PLAIN)
     data = path.read_bytes()
-    rng, told = np.random.default_rng(3), set()
+    rng, reasons = np.random.default_rng(3), set()
     sources: list[Path | bytes] = [tmp_path / "secret-folder" / "nowhere.mp4", path.parent, b"junk" * 100, b""]
     for share in (0.1, 0.5, 0.9):
         cut = path.with_name(f"cut-{share}.mp4")
@@ -81,8 +81,8 @@ def test_no_message_holds_a_path_a_source_line_or_a_pointer(tmp_path):
             except MediaError as error:
                 assert not _NATIVE.search(str(error)) and "secret-folder/" not in str(error), str(error)
                 assert str(tmp_path) not in str(error)
-                told.add(error.reason)
-    assert {"missing", "unreadable", "container", "truncated", "undecodable"} <= told
+                reasons.add(error.reason)
+    assert {"missing", "unreadable", "container", "truncated", "undecodable"} <= reasons
     assert _refused(path, name="your clip", max_duration_s=1.0).detail == "your clip lasts 3.0 s, allowed are 1 s"
 
 

@@ -57,18 +57,18 @@ def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before = peak()
 try:
     clip = decode_clip(sys.argv[1], fps=5.0, limits=MediaLimits(max_coded_pixels=int(sys.argv[2])))
-    told = clip.frames.shape
+    result = clip.frames.shape
 except MediaError as error:
-    told = error.reason
-print(told, round(peak() - before))
+    result = error.reason
+print(result, round(peak() - before))
 """
 
 
 def _peak_mib(path: Path, max_coded_pixels: int) -> tuple[str, int]:
     """What became of decoding in a process of its own, and by how much its memory grew at most."""
     command = [sys.executable, "-c", _PEAK, str(path), str(max_coded_pixels)]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    outcome, _, grown = told.rpartition(" ")
+    result = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    outcome, _, grown = result.rpartition(" ")
     return outcome, int(grown)
 
 

@@ -85,7 +85,7 @@ class SoundTrack:
             if run.part < len(joints):
                 stamp_s, place_s = joints[run.part]
                 start_s = run.start_s - float(stamp_s - place_s)
-            else:  # the pictures have no such joint: the sound goes on where it was
+            else:  # the pictures have no such joint: the sound continues where it was
                 start_s = end_s if i else 0.0
             end_s = start_s + run.num_samples / self._rate_hz
             cursor = round(start_s * self._rate_hz)
