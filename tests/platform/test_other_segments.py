@@ -156,6 +156,7 @@ def test_their_number_changes_the_content_and_none_leaves_older_folders_valid():
         "fps": 2.0,
         "fps_max_frames": 256,
         "decode_max_pixels": 1280 * 720,
+        "decoder": "auto",
         "use_audio_in_video": True,
         "max_length": 32768,
         "max_clip_duration_s": None,

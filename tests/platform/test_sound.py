@@ -111,7 +111,7 @@ def test_every_channel_of_5_1_but_the_bass_is_heard():
         assert heard == pytest.approx(weight / (2 * 0.5**0.5 + 1.0 + 2 * 0.5), abs=0.01), name
 
 
-def test_a_change_of_rate_or_channels_goes_on_where_it_was():
+def test_a_change_of_rate_or_channels_leaves_no_gap():
     track = SoundTrack(RATE, rejoins=False)
     track.add(_frame(0.0, np.full((1, 8000), 1000)))
     track.add(_frame(0.5, np.full((1, 24_000), 2000), rate=48_000))

@@ -32,10 +32,7 @@ from omni_platform.schema import SCHEMA_VERSION
 from omni_platform.staging import staged_output
 
 logger = logging.getLogger(__name__)
-_SAME_CONTENT = (
-    *("overwrite_output_dir", "output_dir", "manifest", "clips_per_part", "memory_mb_per_decode"),
-    "decoder",  # decord is taken only where it gives the same bytes
-)
+_SAME_CONTENT = ("overwrite_output_dir", "output_dir", "manifest", "clips_per_part", "memory_mb_per_decode")
 """Fields that do not change what is written (and the manifest, whose content is fingerprinted instead)."""
 
 
@@ -56,8 +53,9 @@ class PreprocessConfig:
     decode_max_pixels: int = MAX_PIXELS
     """Pictures with more pixels are scaled down by the decoder; the encoder then brings them to its own size."""
     decoder: Decoder = "auto"
-    """What decodes the pictures: "auto" takes decord for files on which it gives the same frames as PyAV, and PyAV for
-    all others; "pyav" takes PyAV for all, and is the choice for clips from strangers; "decord" refuses them."""
+    """What decodes the pictures: "auto" takes decord for files on which it gives the same frames as PyAV (but for
+    damage that both conceal, each in its way), and PyAV for all others; "pyav" takes PyAV for all, and is the choice
+    for clips from strangers; "decord" refuses the others."""
     use_audio_in_video: bool = True
     """Decode the sound of the clips. Off, every clip is mute: only rows with needs_audio false are used."""
     max_length: Count = 32768

@@ -6,9 +6,10 @@ from fractions import Fraction
 
 REJOINING = ("mpegts", "mpeg")
 """Demuxers of containers that are joined byte by byte: there a jump of the time stamps is where a new part begins."""
-_BACK_S = 0.1
-_FORWARD_S = 10.0
-"""FFmpeg's own threshold for such a jump. In other containers a long hold is a long hold."""
+BACK_S = 0.1
+"""A step back by so much is such a jump."""
+FORWARD_S = 10.0
+"""A step ahead by more than this is one too, as FFmpeg has it. In other containers a long hold is a long hold."""
 
 
 class Clock:
@@ -24,7 +25,7 @@ class Clock:
         self.joints: list[tuple[Fraction, Fraction]] = []
         """(time stamp, place) in seconds of the first picture of every part."""
         self._rejoins = rejoins
-        self._back, self._forward = (round(Fraction(s) / time_base) for s in (_BACK_S, _FORWARD_S))
+        self._back, self._forward = (round(Fraction(s) / time_base) for s in (BACK_S, FORWARD_S))
         self._shift = self._at = self._end = self._step = 0
 
     @property

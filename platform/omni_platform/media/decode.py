@@ -166,10 +166,11 @@ def _with_pyav(job: _Job) -> DecodedClip:
     """
     allowed = job.max_frames - job.max_frames % 2
     predicted_s: float | None = None
+    is_longer = False  # than the header says
     for _ in range(_MAX_PASSES):
         with open_clip(job.file, job.read.name) as container:
             info = _checked_probe(container, job)
-            if predicted_s is None and not 0 < info.duration_s * job.fps < allowed - 2:
+            if predicted_s is None and (is_longer or not 0 < info.duration_s * job.fps < allowed - 2):
                 predicted_s = predicted_duration_s(container, job.read)
                 continue
             rate = job.fps
@@ -181,7 +182,7 @@ def _with_pyav(job: _Job) -> DecodedClip:
             # Without a prediction, a picture out here means that the rate has to be lower.
             give_up_s = (allowed + 2) / job.fps if predicted_s is None else float("inf")
             if not reading.run(sampler, give_up_s=give_up_s):
-                predicted_s = 0.0
+                is_longer = True
                 continue
         duration_s = _checked_duration(reading, info, job)
         times_s, true_rate = sample_times(duration_s, fps=job.fps, max_frames=job.max_frames)

@@ -3,7 +3,10 @@
 decord addresses pictures by number and seeks, which is right for some files and silently wrong for others: it knows
 no edit lists, drops what a seek cannot rebuild, and guesses durations. So PyAV reads the packets first, and only
 where their structure leaves nothing to guess are the pictures taken from decord. The conformance suite
-(tests/platform/conformance) holds both against each other, byte by byte.
+(tests/platform/test_conformance.py) holds both against each other, byte by byte.
+
+What packets cannot show is damage within a picture: a file of which decord replaces a picture goes back to PyAV, but
+where both conceal a broken block, each does it in its way.
 
 decord's FFmpeg is old and finds the container by itself: it is given trusted local files only.
 """
@@ -30,7 +33,8 @@ from omni_platform.media.sampling import on_screen
 decord.logging.set_level(decord.logging.QUIET)
 
 _CONTAINERS = ("mov", "matroska")
-_CODECS = ("h264", "vp9")
+_CODECS = ("h264", "hevc")
+"""Not vp8 and vp9: their packets may hold pictures that are never shown."""
 _CHUNK = 8
 
 
@@ -124,7 +128,7 @@ def read_frames(file: Path | BinaryIO, starts_s: np.ndarray, times_s: np.ndarray
         # One thread: many decoders run beside each other, one per core.
         if not isinstance(file, Path):
             file.seek(0)
-        reader = decord.VideoReader(str(file) if isinstance(file, Path) else file, num_threads=1)
+        reader = decord.VideoReader(str(file) if isinstance(file, Path) else file, num_threads=1, fault_tol=1)
         if len(reader) != len(starts_s):
             raise MediaError("undecodable", f"{options.name}: decord counts {len(reader)} of {len(starts_s)} pictures")
         unique, back = np.unique(on_screen(starts_s, times_s), return_inverse=True)

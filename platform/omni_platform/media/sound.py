@@ -10,10 +10,10 @@ from fractions import Fraction
 import av
 import numpy as np
 
+from omni_platform.media.clock import BACK_S, FORWARD_S
+
 _TEAR_S = 0.015
 """Stamps that differ by less from where the samples lead are jitter: rounding of containers, delays of codecs."""
-_BACK_S = 0.1
-_FORWARD_S = 10.0
 
 
 @dataclass(kw_only=True)
@@ -85,7 +85,7 @@ class SoundTrack:
             if run.part < len(joints):
                 stamp_s, place_s = joints[run.part]
                 start_s = run.start_s - float(stamp_s - place_s)
-            else:  # the pictures have no such joint: the sound goes on where it was
+            else:  # the pictures have no such joint: the sound continues where it was
                 start_s = end_s if i else 0.0
             end_s = start_s + run.num_samples / self._rate_hz
             cursor = round(start_s * self._rate_hz)
@@ -101,7 +101,7 @@ class SoundTrack:
         self.finish()
         self._resampler = av.AudioResampler(format="s16", layout="mono", rate=self._rate_hz)
         jump = stamp_s - expected_s
-        joined = self._rejoins and (jump <= -_BACK_S or jump > _FORWARD_S)
+        joined = self._rejoins and (jump <= -BACK_S or jump > FORWARD_S)
         part = (self._runs[-1].part + joined) if self._runs else 0
         self._runs.append(_Run(part=part, start_s=stamp_s))
 
