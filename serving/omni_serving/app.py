@@ -82,7 +82,7 @@ class ReasonerService:
             max_requests=config.max_requests,
         )
         self._budget = Budget(reasoner, config)
-        _tell_budget(self._budget, config)
+        _warn_of_budget(self._budget, config)
         self._decoders = DecodePool(config, fps=reasoner.fps, max_frames=reasoner.max_frames)
         await self._decoders.start()
 
@@ -122,7 +122,7 @@ class ReasonerService:
             return self._engine.submit(ask, limits, client=client)
 
 
-def _tell_budget(budget: Budget, config: ServeConfig) -> None:
+def _warn_of_budget(budget: Budget, config: ServeConfig) -> None:
     if budget.largest_clip > budget.max_model_len:
         logger.warning(
             "a clip of max_duration_s=%g can take %d positions and max_model_len is %d: longer clips will be refused",

@@ -22,7 +22,7 @@ PROXY_ENV = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "omni_serving.proxy.mi
 HEADERS_TIMEOUT_S = 10.0
 """From a connection or the first byte of a request to the end of its headers."""
 _CONTROL_HEADERS = (b"x-request-timeout-seconds", b"x-request-disconnect-disabled")
-"""By these a client could let the proxy wait for ever, and go on for a client that has gone."""
+"""By these a client could let the proxy wait for ever, and continue for a client that has gone."""
 _AHEAD_BYTES = 32 * 1024
 """The proxy reads on when it keeps less than this of a body. Pieces have up to 64 KiB: so what the replica fetches at
 once stays under the 100 KiB from which Ray sends results through its object store."""

@@ -64,7 +64,7 @@ class BodyScanner:
                     status=413,
                 )
 
-    # Each state takes piece[at:] as far as it reaches and returns where the next one goes on.
+    # Each state takes piece[at:] as far as it reaches and returns where the next one continues.
 
     def _outside(self, piece: bytes, at: int) -> int:
         found = _STRUCTURE.search(piece, at)
@@ -192,7 +192,7 @@ class _Base64:
         if not whole:
             return
         if self._padded:
-            raise _bad_base64("it goes on after its padding")
+            raise _bad_base64("it continues after its padding")
         self._padded = text[whole - 1 : whole] == b"="
         try:
             data = binascii.a2b_base64(memoryview(text)[:whole], strict_mode=True)

@@ -1,4 +1,4 @@
-"""The routes over real HTTP and without Ray: who may ask, what health says, how refusals look."""
+"""The routes over real HTTP and without Ray: who may ask, what health says, the shape of refusals."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_a_page_from_elsewhere_cannot_post(tmp_path) -> None:
             {"Content-Type": "application/json; charset=utf-8", "Sec-Fetch-Site": "none"},
         ):
             assert code(ask("POST", ROUTE, headers, body())) == (400, "heard")
-        # No page is told that it may read an answer.
+        # No reply allows a page to read it.
         preflight = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
         status, headers, _ = ask("OPTIONS", ROUTE, preflight)
         assert status == 403 and not any(name.lower().startswith("access-control") for name in headers)
