@@ -19,12 +19,12 @@ from omni_model.folder import Exported, load_folder
 from omni_model.generate import LatentOverride, Rollout, generate
 from omni_model.pooling import norm_weighted_pool
 from omni_model.processing import (
-    MEL_HOP,
     MERGE,
     PATCH_PX,
     TEMPORAL_PATCH,
     fit_size,
     num_audio_tokens,
+    num_prepared_mel_frames,
     resize_frames,
 )
 from omni_model.scoring import parse_answer
@@ -128,8 +128,8 @@ class Reasoner:
         p = self._model.preparation
         rows, columns = fit_size(height, width, min_pixels=p.video_min_pixels, max_pixels=p.video_max_pixels)
         patches = -(-num_frames // TEMPORAL_PATCH) * (rows // PATCH_PX) * (columns // PATCH_PX)
-        mel_frames = -(-num_samples // MEL_HOP)
-        sound = max(0, num_audio_tokens(mel_frames)) if p.use_audio_in_video and num_samples else 0
+        heard = p.use_audio_in_video and num_samples > 0
+        sound = num_audio_tokens(num_prepared_mel_frames(num_samples)) if heard else 0
         return patches // MERGE**2 + sound + (_MARKERS_WITH_SOUND if sound else _MARKERS)
 
     def answer(
