@@ -40,8 +40,8 @@ class DemoConfig:
     train_clips: int = 512
     eval_clips: int = 64
     train_config: str = "jobs/configs/train/tiny_cpu.yaml"
-    real_clip: str = "../shared/media/nasa_13013.mp4"
-    """A clip that the project did not make; goes through preprocess and serve where it exists."""
+    real_clip: str | None = None
+    """A clip of your own, with sound; goes through preprocess and serve as well."""
     port: int = 8123
 
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ def main() -> None:
     demo.run("film_eval", [*film, f"output_dir={out}/film/eval", f"num_clips={config.eval_clips}"])
     for split in ("train", "eval"):
         demo.preprocess(f"preprocess_{split}", manifest=f"{out}/film/{split}", to=f"{out}/anchors/{split}")
-    if (ROOT / config.real_clip).is_file():
+    if config.real_clip:
         manifest = demo.write_real_manifest(ROOT / config.real_clip)
         demo.preprocess("preprocess_real", manifest=str(manifest), to=f"{out}/anchors/real")
     # Other inputs or settings are another run: a finished one would be taken for this one.
@@ -166,8 +166,8 @@ class Demo:
         started = time.monotonic()
         question = _first_question(Path(self.out) / "film" / "eval" / "manifest.jsonl")
         clip = Path(self.out) / "film" / "eval" / question["clip"]
-        real = ROOT / self.config.real_clip
-        media = [str(clip.resolve().parent), *([str(real.resolve().parent)] if real.is_file() else [])]
+        real = ROOT / self.config.real_clip if self.config.real_clip else None
+        media = [str(path.resolve().parent) for path in (clip, real) if path is not None]
         command = [located("jobs/serve.py"), "--config", located("jobs/configs/serve/local.yaml")]
         command += [f"port={self.config.port}"]
         command += [f"tracking_uri={self.tracking_uri}", f"allowed_media_dirs=[{', '.join(media)}]"]
@@ -175,7 +175,7 @@ class Demo:
         with Server([sys.executable, *command], cwd=ROOT, port=self.config.port) as server:
             answer = {**server.ask(question["question"], clip), "expected": question["answer"]}
             answers = {"serve": answer}
-            if real.is_file():
+            if real is not None:
                 answers["serve_real_clip"] = server.ask(question["question"], real)
         self.seconds["serve"] = round(time.monotonic() - started, 1)
         return answers
