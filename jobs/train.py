@@ -49,7 +49,7 @@ def main() -> None:
     if "--dry-run" in words:
         dry_run(words)
         return
-    config = parse_args(TrainJob)
+    config = importable(parse_args(TrainJob))
     from omni_model.task import build_task
     from omni_platform import storage
     from omni_platform.data.batches import TrainingRows
@@ -72,6 +72,11 @@ def main() -> None:
     text = json.dumps(summary, indent=2)
     storage.write_bytes(storage.join(config.output_dir, "summary.json"), f"{text}\n".encode())
     print(text, flush=True)
+
+
+def importable(config: TrainJob) -> TrainConfig:
+    """The same settings without the class of this script, which Ray's workers could not import."""
+    return TrainConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(config)})
 
 
 def _eval_rows(config: TrainConfig) -> Callable[[], TrainingRows] | None:

@@ -37,6 +37,7 @@ def test_a_job_of_which_nothing_was_left_has_the_losses_of_one_nothing_happened_
         "per_device_train_batch_size=1",
         "gradient_accumulation_steps=1",
         f"max_steps={STEPS}",
+        "warmup_steps=4",
         "save_steps=2",
         "logging_steps=1",
     ]

@@ -118,6 +118,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         f"tracking_uri=sqlite:///{folder}/mlflow.db",
         "registered_model_name=submitted",
         "per_device_train_batch_size=1",
+        "warmup_steps=1",  # runs here may end after a few steps
         "logging_steps=1",
     ]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
 import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +20,7 @@ from omni_model.methods import METHODS, make_method
 from omni_model.task import build_task
 from omni_model.task_config import TaskConfig
 from omni_platform.config import ConfigError, load_config, to_dict, to_yaml
+from omni_platform.train.config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 GIVEN = ["run_name=r", "dataset_dir=d", "output_dir=o"]
@@ -230,6 +233,10 @@ def test_the_task_that_workers_build_is_the_one_that_was_checked(tmp_path):
     expected = make_method("latent_omni", {"num_visual": 2, "engine": "jacobi"})
     assert make_method(config.task.method, config.task.options) == expected
     assert build_task(config.task).config is config.task
+    # What travels to workers is made of classes that they can import, and can be changed there.
+    sent = pickle.loads(pickle.dumps(_job().importable(config)))
+    assert type(sent) is TrainConfig and sent.task == config.task
+    assert replace(sent, output_dir="elsewhere").task is sent.task
     # What a tracker and a checkpoint keep are plain values, which read back to the same.
     assert to_dict(config)["task"]["options"]["num_visual"] == 2
     (tmp_path / "again.yaml").write_text(to_yaml(config))
