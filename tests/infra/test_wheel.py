@@ -21,6 +21,8 @@ VERBS = {
     "film",
     "film_results",
     "preprocess",
+    "promote",
+    "replay_tracking",
     "serve",
     "sweep",
     "train",

@@ -177,7 +177,7 @@ def test_what_changes_the_content_changes_the_fingerprint_and_nothing_else_does(
     config = PreprocessConfig(manifest="a", output_dir="b")
     same = [{"output_dir": "c"}, {"num_encoders": 4}, {"clips_per_part": 3}, {"memory_mb_per_decode": 9}]
     other = [{"fps": 1.0}, {"fps_max_frames": 8}, {"use_audio_in_video": False}, {"decode_deadline_s": 1.0}]
-    other += [{"max_length": 9}, {"decoder": "pyav"}]
+    other += [{"max_length": 9}, {"decoder": "auto"}]
     assert {content_fingerprint(replace(config, **fields)) for fields in same} == {content_fingerprint(config)}
     assert len({content_fingerprint(replace(config, **fields)) for fields in [{}, *other]}) == 7
 

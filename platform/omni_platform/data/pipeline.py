@@ -52,10 +52,10 @@ class PreprocessConfig:
     """At most so many frames per clip; longer clips are sampled more slowly."""
     decode_max_pixels: int = MAX_PIXELS
     """Pictures with more pixels are scaled down by the decoder; the encoder then brings them to its own size."""
-    decoder: Decoder = "auto"
-    """What decodes the pictures: "auto" takes decord for files on which it gives the same frames as PyAV (but for
-    damage that both conceal, each in its way), and PyAV for all others; "pyav" takes PyAV for all, and is the choice
-    for clips from strangers; "decord" refuses the others."""
+    decoder: Decoder = "pyav"
+    """What decodes the pictures: "pyav" takes PyAV for all, the reference and the choice for clips from strangers; "auto"
+    takes decord for files on which it gives the same frames (but for damage that both conceal, each in its way) and PyAV
+    for the others; "decord" refuses the others."""
     use_audio_in_video: bool = True
     """Decode the sound of the clips. Off, every clip is mute: only rows with needs_audio false are used."""
     max_length: Count = 32768
