@@ -66,14 +66,14 @@ def _configs() -> list[str]:
 
 
 def _usage(jobs: dict[str, Path]) -> str:
-    lines = [f"  {verb:<14}{_first_line(path)}" for verb, path in jobs.items()]
+    lines = [f"  {verb:<18}{_first_line(path)}" for verb, path in jobs.items()]
     return "\n".join(
         [
             "usage: latentomni VERB [--config FILE.yaml] [KEY.SUB=VALUE ...]",
             "       latentomni VERB --help",
             "",
             *lines,
-            f"  {'configs':<14}List the configs that come with the package, as --config takes them",
+            f"  {'configs':<18}List the configs that come with the package, as --config takes them",
         ]
     )
 

@@ -88,7 +88,7 @@ def test_training_feeds_the_learned_vector_into_every_slot(new_backbone, mixed_p
     learner = Learner(Recording(new_backbone().thinker), method).train()
     batch = collate(mixed_plans(method))
     out = learner(batch)
-    assert set(out) == {"loss", "text", "tokens", "positions"}
+    assert set(out) == {"loss", "text", "count/text", "tokens", "positions"}
     out["loss"].backward()
     assert len(fed) == 1
     constant = learner.heads.feedback.constant

@@ -53,9 +53,9 @@ class PreprocessConfig:
     decode_max_pixels: int = MAX_PIXELS
     """Pictures with more pixels are scaled down by the decoder; the encoder then brings them to its own size."""
     decoder: Decoder = "pyav"
-    """What decodes the pictures: "pyav" takes PyAV for all, the reference and the choice for clips from strangers; "auto"
-    takes decord for files on which it gives the same frames (but for damage that both conceal, each in its way) and PyAV
-    for the others; "decord" refuses the others."""
+    """What decodes the pictures. "pyav": PyAV, the reference and right for clips from strangers. "auto": decord for
+    files on which it gives the same frames (but for damage that both conceal, each in its way), PyAV for the others.
+    "decord": the others are refused."""
     use_audio_in_video: bool = True
     """Decode the sound of the clips. Off, every clip is mute: only rows with needs_audio false are used."""
     max_length: Count = 32768

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -31,7 +30,6 @@ from omni_platform.train.engine import read_weights
 from omni_platform.train.identity import ResumeError
 from omni_platform.train.launch import fit, say_what_is_missing, with_absolute_paths
 from omni_platform.train.plan import Plan
-from omni_platform.train.stop import RunStopped, StopFlag, StopWatch, stop_on_signals
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -313,40 +311,3 @@ def test_a_cluster_that_is_too_small_is_said(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == ""
     say_what_is_missing(given, gpu=True)
     assert "2 workers need 2 GPU, 0 are there" in capsys.readouterr().out
-
-
-def test_signals_raise_the_flag_once_and_end_the_process_the_second_time() -> None:
-    flag = StopFlag.options(name="flag-of-this-test").remote()  # type: ignore[attr-defined]
-    watch = StopWatch("flag-of-this-test")
-    before = signal.getsignal(signal.SIGTERM)
-    with stop_on_signals(flag) as request:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert request.signum == signal.SIGTERM
-        assert ray.get(flag.is_raised.remote())
-        with pytest.raises(SystemExit) as ended:
-            os.kill(os.getpid(), signal.SIGINT)
-        assert ended.value.code == 128 + signal.SIGINT
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert sees(watch)
-
-
-def test_a_stopped_run_ends_as_its_signal_would() -> None:
-    assert RunStopped(signal.SIGTERM, "").exit_code == 143
-    assert RunStopped(signal.SIGINT, "").exit_code == 130
-
-
-def test_a_flag_that_is_gone_stops_nobody() -> None:
-    flag = StopFlag.options(name="flag-that-goes").remote()  # type: ignore[attr-defined]
-    watch = StopWatch("flag-that-goes")
-    assert ray.get(flag.is_raised.remote()) is False
-    ray.kill(flag)
-    assert not sees(watch, looks=20)
-
-
-def sees(watch: StopWatch, looks: int = 1000) -> bool:
-    """Whether the watch has seen the flag after some looks, each of which lets the answer come in."""
-    for _ in range(looks):
-        if watch.seen():
-            return True
-        ray.wait([watch._question] if watch._question is not None else [ray.put(0)], timeout=10)
-    return False
