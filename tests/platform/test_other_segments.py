@@ -137,7 +137,7 @@ def test_an_interrupted_run_goes_on_with_its_other_segments(made, manifest, tmp_
     config = _config(manifest, tmp_path / "out", num_cpus_per_encoder=0.5)
     with pytest.raises(ray.exceptions.RayError, match="the encoder is broken"):
         preprocess(config, partial(stub_encoder, crash_at=4))
-    (staging,) = tmp_path.glob(".out.*")
+    (staging,) = tmp_path.glob(".out.work/staged-*")
     before = read_rows(str(staging), "segments")
     counts = made.card.counts
     assert before["sample_id"].null_count and len(before) < counts["segments"] + counts["other_segments"]
@@ -156,7 +156,7 @@ def test_their_number_changes_the_content_and_none_leaves_older_folders_valid():
         "fps": 2.0,
         "fps_max_frames": 256,
         "decode_max_pixels": 1280 * 720,
-        "decoder": "auto",
+        "decoder": "pyav",
         "use_audio_in_video": True,
         "max_length": 32768,
         "max_clip_duration_s": None,
