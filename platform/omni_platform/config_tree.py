@@ -96,7 +96,7 @@ class TreeReader:
 
         nearest = max(dotted_names(self._root, self._tree), key=likeness, default="")
         known = ", ".join(field.name for field in init_fields(cls)) or "none"
-        hint = f"did you mean {nearest!r}?" if nearest and likeness(nearest) >= 0.6 else f"known keys: {known}"
+        hint = f"did you mean {nearest!r}?" if nearest and likeness(nearest) >= 0.65 else f"known keys: {known}"
         return f"{source}: unknown key {prefix + key!r}; {hint}"
 
     def _convert(self, hint: Any, raw: Any, key: str, source: str) -> Any:

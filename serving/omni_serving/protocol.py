@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-MAX_OPTIONS = 26
-"""Options of one question: each has a letter."""
+MAX_OPTIONS = 64
+"""Options of one question; the template has letters for fewer, and refuses the others in words."""
 MAX_OPTION_CHARS = 1000
 MAX_PARTS = 64
 NOT_OFFERED = "not_offered"
@@ -102,9 +102,8 @@ class ChatRequest(_Strict):
     max_completion_tokens: int | None = Field(default=None, ge=1)
     """The newer name of `max_tokens`; it wins."""
     max_phases: int | None = Field(default=None, ge=0)
-    options: tuple[Annotated[str, Field(min_length=1, max_length=MAX_OPTION_CHARS)], ...] = Field(
-        default=(), max_length=MAX_OPTIONS
-    )
+    options: tuple[Annotated[str, Field(max_length=MAX_OPTION_CHARS)], ...] = Field(default=(), max_length=MAX_OPTIONS)
+    """Bounded here; the prompt template says which are no options (empty, equal, more than it has letters for)."""
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     # Of no effect on the answer, and taken.

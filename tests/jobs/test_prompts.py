@@ -107,8 +107,6 @@ def _encoder(folder: Path) -> AnchorEncoder:
     return AnchorEncoder(
         backbone=exported.loaded.backbone,
         preparation=exported.preparation,
-        num_visual=4,
-        num_audio=2,
         tokenizer=exported.loaded.tokenizer,
         vocabulary=exported.loaded.vocabulary,
         fingerprint="",

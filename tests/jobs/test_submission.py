@@ -141,7 +141,7 @@ def test_a_stopped_job_leaves_a_checkpoint_and_the_next_submission_goes_on_from_
     checkpoints = Path(value(words, "output_dir")) / "checkpoints" / "stopped"
     assert [p.parent.name for p in checkpoints.glob("checkpoint-*/COMPLETE")] == [f"checkpoint-{steps:08d}"]
 
-    done = cluster.submit(*words, "run_name=stopped", f"max_steps={steps + 2}", wait=True)
+    done = cluster.submit(*words, "run_name=stopped", f"max_steps={steps + 2}", "resume=force", wait=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"resumed from step {steps}" in done.stdout
     run = run_named("stopped", words)
@@ -154,10 +154,11 @@ def test_a_stopped_job_leaves_a_checkpoint_and_the_next_submission_goes_on_from_
 
 
 def test_a_failing_job_ends_with_an_error(cluster: Cluster, words: list[str]) -> None:
-    failing = ["run_name=failing", "task.method=nonsense", "task.options={}", "engine=torch", "num_workers=1"]
+    nowhere = f"{value(words, 'output_dir')}/no-model"
+    failing = ["run_name=failing", f"task.model_name_or_path={nowhere}", "engine=torch", "num_workers=1"]
     done = cluster.submit(*words, *failing, wait=True)
     assert done.returncode != 0
-    assert "nonsense" in done.stdout
+    assert "no-model" in done.stdout
     (job,) = [job for job in cluster.client.list_jobs() if "run_name=failing" in job.entrypoint]
     assert (job.status, job.driver_exit_code) == (JobStatus.FAILED, 1)
     assert run_named("failing", words).info.status == "FAILED"

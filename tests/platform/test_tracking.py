@@ -52,7 +52,7 @@ def test_default_store_is_sqlite_below_the_output_folder_with_artifacts_beside(t
 
 
 def test_sqlite_in_an_object_store_is_refused_with_the_fix() -> None:
-    with pytest.raises(ValueError, match="s3://bucket/out cannot hold an MLflow store; name one with tracking_uri"):
+    with pytest.raises(ValueError, match=r"s3://bucket/out is an object store, and .* set tracking_uri"):
         store_uri(None, output_dir="s3://bucket/out")
     assert store_uri("http://mlflow:5000", output_dir="s3://bucket/out") == "http://mlflow:5000"
 

@@ -82,7 +82,8 @@ def store_uri(given: str | None, *, output_dir: str | Path | None = None) -> str
         raise ValueError("no tracking store is named: set MLFLOW_TRACKING_URI (or tracking_uri in the config)")
     if storage.is_remote(output_dir):
         raise ValueError(
-            f"output_dir={output_dir} cannot hold an MLflow store; name one with tracking_uri (or MLFLOW_TRACKING_URI)"
+            f"output_dir={output_dir} is an object store, and the default tracking store is an sqlite file beside the "
+            "output: set tracking_uri (or MLFLOW_TRACKING_URI) to an MLflow server or sqlite:///FILE"
         )
     return f"{_SQLITE}{storage.local_path(output_dir).absolute() / 'mlflow' / 'mlflow.db'}"
 

@@ -33,7 +33,7 @@ class Net(torch.nn.Module):
         self.learns = torch.nn.Linear(WIDTH, WIDTH, bias=False)
         self.frozen = torch.nn.Linear(WIDTH, 2 * WIDTH, bias=False).requires_grad_(False)
 
-    def forward(self, batch: Any) -> dict[str, torch.Tensor]:
+    def forward(self, batch: Any, divisors: Any) -> dict[str, torch.Tensor]:
         x = torch.ones(1, WIDTH, dtype=self.learns.weight.dtype)
         return {"loss": self.frozen(self.learns(x)).float().square().mean()}
 
@@ -79,7 +79,7 @@ def one_worker() -> Iterator[None]:
 def test_a_checkpoint_is_as_large_as_it_was_said(changes, values, tmp_path):
     run = config(**changes)
     engine = make_engine(run, NetTask(), torch.device("cpu"))  # type: ignore[arg-type]
-    engine.backward(engine.forward(None)["loss"])
+    engine.backward(engine.forward(None, {})["loss"])
     engine.step(1e-3)
     engine.save(tmp_path / "engine")
     written = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())

@@ -18,9 +18,9 @@ import pytest
 import ray
 import torch
 from toy_runs import STEPS, config
-from toy_task import ToyRows, ToyTask
+from toy_task import ToyRows, ToyTask, num_tokens
 
-from omni_platform.artifacts import Card, folder_fingerprint, read_card, write_card
+from omni_platform.artifacts import Card, folder_fingerprint, write_card
 from omni_platform.lease import LeaseHeldError
 from omni_platform.staging import ForeignFilesError
 from omni_platform.tracking import TrackedRun, connect, find_model, metric_history, resolve_model
@@ -138,7 +138,7 @@ def test_the_model_of_the_best_step_is_exported_and_registered(tracking_uri: str
     for step in (3, 6):
         task = ToyTask({})
         checkpoint = Storage.at(str(tmp_path / "best" / "checkpoints"), "best").path(f"checkpoint-{step:08d}")
-        task.module.load_state_dict(read_weights(settings, Path(checkpoint) / "engine"))
+        task.module.load_state_dict(read_weights(Path(checkpoint) / "engine"))
         totals[step] = sum(float(p.detach().double().abs().sum()) for p in task.module.parameters())
     assert json.loads((export / "model.json").read_text())["total"] == totals[3] != totals[6]
 
@@ -161,8 +161,9 @@ def loss_of_export(folder: Path) -> float:
     task.module.eval()
     rows = ToyRows(20)
     with torch.no_grad():
-        losses = [float(task.module(task.collate([rows.row(i)]))["loss"]) for i in range(20)]
-    return sum(losses) / 20
+        whole = {"text": float(sum(map(num_tokens, range(20)))), "latent": 20.0}
+        losses = [float(task.module(task.collate([rows.row(i)]), whole)["loss"]) for i in range(20)]
+    return sum(losses)
 
 
 def short_run(folder: Path, tracking_uri: str, **settings: Any) -> TrainConfig:
@@ -193,10 +194,11 @@ def test_every_output_of_a_run_goes_where_output_dir_says(
     found = sorted(
         str(path.relative_to(tmp_path / "store")) for path in (tmp_path / "store").rglob("*") if path.is_file()
     )
-    export = ["_files.json", "card.json", "model.json", "weights.pt"]
+    export = ["_files.json", "model.json", "training.json", "weights.pt"]
     assert found == [*(f"run/export/{name}" for name in export), "run/loss_curves.png"]
     assert (tmp_path / "store" / "run" / "loss_curves.png").read_bytes().startswith(b"\x89PNG")
-    assert read_card(tmp_path / "store" / "run" / "export").config["learning_rate"] == 0.01
+    origin = json.loads((tmp_path / "store" / "run" / "export" / "training.json").read_text())
+    assert origin["run_name"] == settings.run_name and origin["step"] == summary["steps"]
     assert list((tmp_path / "cwd").iterdir()) == []
     assert not (here / "local:").exists()  # where the workers run
     registered = resolve_model(f"models:/remote/{summary['mlflow']['model_version']}", tracking_uri=tracking_uri)

@@ -70,7 +70,10 @@ def test_progress_comes_back_to_the_bit(tmp_path: Path) -> None:
         ({"task": {}}, "task was (not recorded), is {}; task.sizes was [1, 2], is (not recorded)"),
         ({"learning_rate": 2e-5}, "learning_rate was 1e-05, is 2e-05"),
         ({"lr_scheduler_type": "linear"}, "lr_scheduler_type was 'cosine', is 'linear'"),
-        ({"lr_scheduler_kwargs": {"power": 2.0}}, "lr_scheduler_kwargs.power was (not recorded), is 2.0"),
+        (
+            {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": 2.0}},
+            "lr_scheduler_kwargs.power was (not recorded), is 2.0; lr_scheduler_type was 'cosine', is 'polynomial'",
+        ),
         ({"warmup_ratio": 0.1}, "warmup_ratio was 0.0, is 0.1"),
         ({"warmup_steps": 5}, "warmup_steps was 0, is 5"),
         ({"weight_decay": 0.1}, "weight_decay was 0.0, is 0.1"),
