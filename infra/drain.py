@@ -2,7 +2,7 @@
 
 On the head, `--stop` asks each running job to stop (the Jobs API sends SIGTERM to its driver) and waits.
 On a worker, `--leave` tells the cluster that this node is being taken away and when (reason PREEMPTION): a training run
-saves at once and goes on without it, Serve moves its replicas, and nothing new is placed here. The hook then holds the
+saves at once and continues without it, Serve moves its replicas, and nothing new is placed here. The hook then holds the
 pod until Ray has left the node, which it does once nothing runs there.
 """
 
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--stop", action="store_true", help="on the head: stop all jobs and wait for them")
     what.add_argument("--leave", action="store_true", help="on a worker: announce that this node goes, and wait")
-    parser.add_argument("--deadline_s", type=float, default=240.0, help="what the cluster is told the node has left")
+    parser.add_argument("--deadline_s", type=float, default=240.0, help="the time that the node is announced with")
     parser.add_argument("--timeout_s", type=float, default=270.0, help="the longest wait")
     # KubeRay puts the head's name into every Ray container.
     head = os.environ.get("FQ_RAY_IP", "127.0.0.1")

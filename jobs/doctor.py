@@ -15,7 +15,7 @@ from omni_platform.runtime import doctor
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig:
-    """What to look at."""
+    """What to check."""
 
     output_dir: str = "outputs"
     """Where jobs are to write, a path or s3://."""

@@ -106,7 +106,7 @@ class SegmentFeatures:
 
 @dataclass(frozen=True, kw_only=True)
 class RowSize:
-    """How much of everything a training row is, told before anything of it is decoded or run."""
+    """How much of everything a training row is, known before anything of it is decoded or run."""
 
     length: int
     """Positions of its whole sequence."""

@@ -182,7 +182,7 @@ class Sender:
     def _say_away(self, error: TrackerAwayError) -> None:
         if not self._away and self._owner:
             print(
-                f"tracking: {self._intent.tracking_uri} does not answer ({error}); the run goes on, what it logs "
+                f"tracking: {self._intent.tracking_uri} does not answer ({error}); the run continues, what it logs "
                 f"waits in {self._folder}",
                 flush=True,
             )

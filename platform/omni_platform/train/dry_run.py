@@ -1,4 +1,4 @@
-"""What a run will take, told before it starts: memory of a GPU and of a machine, time, GPU hours and disk.
+"""What a run will take, estimated before it starts: memory of a GPU and of a machine, time, GPU hours and disk.
 
 The model's share (weights, activations, matrix work) comes from whoever knows the model, as a `StepSize`; here it is
 divided by ZeRO stage, precision and number of workers, shown as a table, and refused where it cannot fit. An elastic
