@@ -1,7 +1,7 @@
 """Lets a Ray cluster save before a pod goes: the preStop hook of every pod.
 
 On the head, `--stop` asks each running job to stop (the Jobs API sends SIGTERM to its driver) and waits.
-On a worker, `--leave` tells the cluster that this node is being taken away and when (reason PREEMPTION): a training run
+On a worker, `--leave` announces that this node is being taken away and when (reason PREEMPTION): a training run
 saves at once and continues without it, Serve moves its replicas, and nothing new is placed here. The hook then holds the
 pod until Ray has left the node, which it does once nothing runs there.
 """

@@ -140,7 +140,7 @@ def _sync_of_segments(visual_SND: torch.Tensor, audio_SND: torch.Tensor, scale: 
 
 
 def _count_usable(spans: Sequence[Span], media: Media) -> int:
-    """How many segments the sync loss compares, counted from the shape of the clip as `_segment_features` finds them."""
+    """How many segments the sync loss compares, counted from the clip's shape as `_segment_features` finds them."""
     times_s = clip_times(
         grid_thw=media.grid_thw, merge=MERGE, seconds_per_grid=media.seconds_per_grid, num_audio=media.num_audio_tokens
     )
