@@ -2,8 +2,8 @@
 
 On the head, `--stop` asks each running job to stop (the Jobs API sends SIGTERM to its driver) and waits.
 On a worker, `--leave` announces that this node is being taken away and when (reason PREEMPTION): a training run
-saves at once and continues without it, Serve moves its replicas, and nothing new is placed here. The hook then holds the
-pod until Ray has left the node, which it does once nothing runs there.
+saves at once and continues without it, Serve moves its replicas, and nothing new is placed here. The hook then holds
+the pod until Ray has left the node, which it does once nothing runs there.
 """
 
 from __future__ import annotations
