@@ -73,7 +73,7 @@ def test_the_wheel_holds_three_packages_and_the_jobs_with_their_configs(wheel, r
 def test_help_lists_the_verbs_with_what_they_do(installed, tmp_path):
     done = run(installed, tmp_path, "--help")
     assert done.returncode == 0, done.stderr
-    verbs = {line.split()[0]: line[16:] for line in done.stdout.splitlines()[3:]}
+    verbs = {line.split()[0]: line[2:].split(maxsplit=1)[1] for line in done.stdout.splitlines()[3:]}
     assert verbs.keys() == VERBS | {"configs"}
     assert verbs["train"] == "Train a model and register it"
     assert verbs["preprocess"] == "Decode clips and pool anchors"
