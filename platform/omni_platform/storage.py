@@ -197,8 +197,7 @@ def create_bytes(uri: str | Path, data: bytes) -> None:
         try:
             filesystem.pipe_file(path, data, mode="create")
         except OSError as error:
-            # s3fs knows Amazon's answer to a condition that does not hold; other servers name it more briefly.
-            if any(name in str(error) for name in ("PreconditionFailed", "ConditionalRequestConflict")):
+            if _condition_failed(error):
                 raise FileExistsError(f"{uri} is there already") from error
             raise
         return
@@ -206,6 +205,12 @@ def create_bytes(uri: str | Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("xb") as file:
         file.write(data)
+
+
+def _condition_failed(error: OSError) -> bool:
+    """Whether a store says that a file is there: s3fs has Amazon's words for it, and keeps those of others as cause."""
+    words = " ".join(str(link) for link in (error, error.__cause__, error.__context__))
+    return any(name in words for name in ("PreconditionFailed", "ConditionalRequestConflict"))
 
 
 def list_tree(folder: str | Path) -> list[str]:
