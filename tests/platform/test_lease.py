@@ -207,7 +207,7 @@ def test_a_holder_that_was_replaced_is_told_and_publishes_nothing(out: str) -> N
         held.check()
         file = storage.join(work_folder(out), "lease.json")
         other = json.dumps(replace(held.holder, token="other").__dict__).encode()
-        # A heartbeat that has read the file just before may write over the first one on a store, as it does not on disk.
+        # On a store, a heartbeat that has read the file just before may write over the first one.
         for _ in range(20):
             storage.write_bytes(file, other)
             if lost.wait(0.5):
