@@ -6,19 +6,18 @@ import functools
 import json
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from stored_segments import stored
+from stored_segments import Row, stored
 
 from omni_model.task import build_task
 from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import render_frames, render_waveform
-from omni_platform.schema import LookStep, Sample, SegmentFeatures, TextStep
+from omni_platform.schema import LookStep, Sample, TextStep
 from omni_platform.train.config import TrainConfig
 from omni_platform.train.engine import make_engine
 from omni_platform.train.feed import Feed
@@ -32,33 +31,6 @@ CPU = torch.device("cpu")
 LOOKS = (1, 3, 1, 2)
 WORDS = ("green", "green and then blue and then red and then green again", "a red one", "blue")
 RATE = 1e4
-
-
-@dataclass
-class Row:
-    sample: Sample
-    frames: np.ndarray
-    sample_fps: float
-    waveform: np.ndarray | None
-    anchors: tuple[SegmentFeatures, ...]
-    other_anchors: tuple[SegmentFeatures, ...]
-    pooled_bins: tuple[int | None, int | None] = (None, None)
-
-    @property
-    def num_frames(self) -> int:
-        return self.frames.shape[0]
-
-    @property
-    def height_px(self) -> int:
-        return self.frames.shape[1]
-
-    @property
-    def width_px(self) -> int:
-        return self.frames.shape[2]
-
-    @property
-    def num_samples(self) -> int | None:
-        return None if self.waveform is None else len(self.waveform)
 
 
 class FourRows:

@@ -1,10 +1,41 @@
-"""Segments as they are stored, made from anchors: what tests give to rows."""
+"""Rows and their segments as training reads them, made by tests."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from omni_platform.schema import FineFeatures, SegmentFeatures
+from omni_platform.schema import FineFeatures, Sample, SegmentFeatures
+
+
+@dataclass
+class Row:
+    """A row and its outline at once."""
+
+    sample: Sample
+    frames: np.ndarray
+    sample_fps: float
+    waveform: np.ndarray | None
+    anchors: tuple[SegmentFeatures, ...] = ()
+    other_anchors: tuple[SegmentFeatures, ...] = ()
+    pooled_bins: tuple[int | None, int | None] = (None, None)
+
+    @property
+    def num_frames(self) -> int:
+        return self.frames.shape[0]
+
+    @property
+    def height_px(self) -> int:
+        return self.frames.shape[1]
+
+    @property
+    def width_px(self) -> int:
+        return self.frames.shape[2]
+
+    @property
+    def num_samples(self) -> int | None:
+        return None if self.waveform is None else len(self.waveform)
 
 
 def stored(block_SKD: np.ndarray, num_visual: int) -> tuple[SegmentFeatures, ...]:

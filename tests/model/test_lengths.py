@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from stored_segments import stored
+from stored_segments import Row, stored
 
 from omni_model.anchors import AnchorEncoder
 from omni_model.folder import Preparation, save_folder
@@ -18,7 +18,7 @@ from omni_model.sequence import IGNORE, prepare_media
 from omni_model.task import build_task
 from omni_platform.media.scene import make_scene
 from omni_platform.media.synth import render_frames, render_waveform
-from omni_platform.schema import LookStep, Sample, SegmentFeatures, TextStep
+from omni_platform.schema import LookStep, Sample, TextStep
 
 METHODS = {
     "latent_omni": {"num_visual": 5, "num_audio": 2, "max_train_phases": 5},
@@ -27,35 +27,6 @@ METHODS = {
     "text_cot": {"times": True},
     "sft": {},
 }
-
-
-@dataclass
-class Row:
-    """A row and its outline at once."""
-
-    sample: Sample
-    frames: np.ndarray
-    sample_fps: float
-    waveform: np.ndarray | None
-    anchors: tuple[SegmentFeatures, ...] = ()
-    other_anchors: tuple[SegmentFeatures, ...] = ()
-    pooled_bins: tuple[int | None, int | None] = (None, None)
-
-    @property
-    def num_frames(self) -> int:
-        return self.frames.shape[0]
-
-    @property
-    def height_px(self) -> int:
-        return self.frames.shape[1]
-
-    @property
-    def width_px(self) -> int:
-        return self.frames.shape[2]
-
-    @property
-    def num_samples(self) -> int | None:
-        return None if self.waveform is None else len(self.waveform)
 
 
 @pytest.fixture(scope="module")
