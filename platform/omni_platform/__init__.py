@@ -1,4 +1,4 @@
-"""Ground floor: rows, files, clusters. Knows no model."""
+"""Data, files, clusters, training. Knows no model."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The one door to Ray: connect to a cluster where there is one, else start one on this machine.
+"""Starting Ray: connect to a cluster where there is one, else start one on this machine.
 
 `doctor` says beforehand what would go wrong later.
 """

@@ -1,4 +1,4 @@
-"""The rows that flow through the house: one dataclass each. Their Arrow schemas are in `data/tables.py`.
+"""The rows that pass between stages: one dataclass each. Their Arrow schemas are in `data/tables.py`.
 
 A leaf: it imports nothing of ours and nothing that needs installing, and every floor may import it.
 """

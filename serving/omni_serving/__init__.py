@@ -1,1 +1,1 @@
-"""Top floor of the house: answers over HTTP from Ray Serve."""
+"""Answers over HTTP from Ray Serve."""

@@ -1,4 +1,4 @@
-"""The books of a preprocessed folder: every row that came in is in it once, used or quarantined."""
+"""Row counts of a preprocessed folder: every row that came in is in it once, used or quarantined."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows of the house as Arrow tables: one schema for each kind of file in a preprocessed folder."""
+"""The rows as Arrow tables: one schema for each kind of file in a preprocessed folder."""
 
 from __future__ import annotations
 

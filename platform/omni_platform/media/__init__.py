@@ -1,1 +1,1 @@
-"""Clips: the one decoder of the house, and the film that the project makes itself."""
+"""Clips: how they are decoded, and the synthetic data set that the project renders."""
